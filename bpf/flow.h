@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
+/*
+ * The flow tables: pins of flows to backends. A tuple seen once is in `half_open`, one that spoke again
+ * in `flows`: a flood of fresh tuples can push out only others like it.
+ */
+#pragma once
+
+#include "parse.h"
+
+#define FLOW_STATES ((1 << flow_stamp_shift) - 1)
+
+enum { stamp_tries = 4 };
+
+struct pin {
+	struct flow *flow; /* NULL: the tuple has none */
+	bool promoted;     /* it is in `flows` */
+};
+
+ALWAYS_INLINE struct pin find_pin(const struct tuple *tuple)
+{
+	struct pin pin = { .flow = bpf_map_lookup_elem(&flows, tuple) };
+
+	pin.promoted = pin.flow;
+	if (!pin.flow)
+		pin.flow = bpf_map_lookup_elem(&half_open, tuple);
+	return pin;
+}
+
+/* Whether a SYN belongs to the connection that has the pin. An entry that has seen only SYNs dies early. */
+ALWAYS_INLINE bool flow_live(const struct flow *flow, const struct settings *settings)
+{
+	__u64 stamp = flow->stamp;
+	__u64 idle = now(settings) - (stamp >> flow_stamp_shift);
+
+	return idle <= (stamp & flow_spoken ? settings->tcp_idle : settings->half_open);
+}
+
+/* Two CPUs may touch one flow: neither a later time nor a state of the other's is lost. */
+ALWAYS_INLINE void touch_flow(struct flow *flow, __u64 time, __u64 states)
+{
+	__u64 stamp = flow->stamp;
+
+	for (int i = 0; i < stamp_tries; i++) {
+		__u64 next = time << flow_stamp_shift | (stamp & FLOW_STATES) | states;
+		__u64 found;
+
+		if (next == stamp)
+			return;
+		found = __sync_val_compare_and_swap(&flow->stamp, stamp, next);
+		if (found == stamp)
+			return;
+		stamp = found;
+	}
+}
+
+/*
+ * An insert that fails (the table is full of flows in use on every CPU) loses a pin, not a packet:
+ * the flow falls back to its slot's `old`.
+ */
+ALWAYS_INLINE void remember_flow(const struct tuple *tuple, __u32 backend, __u64 time, __u64 states, bool promoted)
+{
+	struct flow flow = {
+		.stamp = time << flow_stamp_shift | states,
+		.backend = backend,
+		.direction = flow_to_backend,
+	};
+
+	if (promoted)
+		bpf_map_update_elem(&flows, tuple, &flow, BPF_ANY);
+	else
+		bpf_map_update_elem(&half_open, tuple, &flow, BPF_ANY);
+}
+
+/* In this order, so that the flow is always in one of the two. */
+ALWAYS_INLINE void promote_flow(const struct tuple *tuple, const struct flow *flow)
+{
+	struct flow copy = { .stamp = flow->stamp, .backend = flow->backend, .direction = flow->direction };
+
+	if (!bpf_map_update_elem(&flows, tuple, &copy, BPF_ANY))
+		bpf_map_delete_elem(&half_open, tuple);
+}

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
+/* VIP → slot → backend, and just-enough tracking: only flows of moving slots are looked up in the flow tables. */
+#pragma once
+
+#include "flow.h"
+
+/*
+ * NH of UMAC (RFC 4418, 5.2) over the 40 bytes of the tuple: five independent multiplications, then a
+ * finalizer. maps/hash.go computes the same, and a test compares the two.
+ */
+ALWAYS_INLINE __u64 tuple_hash(const struct settings *settings, const struct tuple *tuple)
+{
+	const __u64 *words = (const __u64 *)tuple;
+	__u64 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < (int)(sizeof(*tuple) / sizeof(*words)); i++) {
+		__u32 low = words[i], high = words[i] >> 32;
+
+		low += settings->hash_key[2 * i];
+		high += settings->hash_key[2 * i + 1];
+		sum += (__u64)low * high;
+	}
+	sum ^= sum >> 32;
+	sum *= 0xff51afd7ed558ccd;
+	sum ^= sum >> 29;
+	sum *= 0xc4ceb9fe1a85ec53;
+	return sum ^ sum >> 32;
+}
+
+/* The first `bits` of eight bytes, counted as on the wire. */
+ALWAYS_INLINE __u64 wire_mask(__u32 bits)
+{
+	return bits >= 64 ? ~0ULL : bits ? bpf_cpu_to_be64(~0ULL << (64 - bits)) : 0;
+}
+
+static __noinline __u64 source_hash(const struct settings *settings, const union address *client, __u32 prefix)
+{
+	struct tuple tuple = {};
+
+	tuple.src.quads[0] = client->quads[0] & wire_mask(prefix);
+	tuple.src.quads[1] = client->quads[1] & wire_mask(prefix > 64 ? prefix - 64 : 0);
+	return tuple_hash(settings, &tuple);
+}
+
+ALWAYS_INLINE __u64 slot_hash(const struct settings *settings, const struct tuple *tuple,
+			      const struct slot_function *function)
+{
+	if (function->scheduler == scheduler_source)
+		return source_hash(settings, &tuple->src, function->source_prefix);
+	return tuple_hash(settings, tuple);
+}
+
+ALWAYS_INLINE struct slot *find_slot(const struct vip *vip, __u64 hash)
+{
+	__u32 id = vip->id, index = (hash >> 32) * vip->table_size >> 32;
+	void *table = bpf_map_lookup_elem(&tables, &id);
+
+	return table ? bpf_map_lookup_elem(table, &index) : NULL;
+}
+
+/* NULL if the id is free or in use by another: a slot or a pin may outlive its backend. */
+ALWAYS_INLINE struct backend *find_backend(__u32 id)
+{
+	__u32 index = id & backend_index_mask;
+	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
+
+	return id && backend && backend->id == id ? backend : NULL;
+}
+
+/* Serves the flows it has. Draining and unresolved backends do. */
+ALWAYS_INLINE bool backend_up(__u32 id)
+{
+	struct backend *backend = find_backend(id);
+
+	return backend && !(backend->flags & (backend_gone | backend_down));
+}
+
+/* Where flows of this slot went before it moved. */
+ALWAYS_INLINE __u32 old_backend(const struct packet *packet, const struct vip *vip, const struct slot *slot,
+				const struct settings *settings)
+{
+	if (vip->flags & vip_was)
+		slot = find_slot(vip, slot_hash(settings, &packet->tuple, &vip->was));
+	if (!slot)
+		return 0;
+	return slot->moving ? slot->old : slot->backend;
+}
+
+/* A packet of a moving slot: DESIGN.md, just-enough tracking. Returns a backend's id, or 0. */
+static __noinline __u32 select_moving(const struct packet *packet, const struct vip *vip, const struct slot *slot,
+				      const struct settings *settings)
+{
+	const struct tuple *tuple = &packet->tuple;
+	__u64 time = now(settings), states = flow_spoken | (packet->closes ? flow_closing : 0);
+	bool reads_only = packet->kind == packet_later_fragment || packet->kind == packet_icmp_error;
+	struct pin pin = find_pin(tuple);
+	bool pinned = pin.flow && backend_up(pin.flow->backend);
+	__u32 old;
+
+	if (packet->opens) {
+		if (pinned && flow_live(pin.flow, settings) && !(pin.flow->stamp & flow_closing)) {
+			touch_flow(pin.flow, time, 0);
+			return pin.flow->backend;
+		}
+		if (pin.promoted)
+			bpf_map_delete_elem(&flows, tuple);
+		remember_flow(tuple, slot->backend, time, 0, false);
+		return slot->backend;
+	}
+	if (pinned) {
+		__u32 backend = pin.flow->backend;
+
+		if (reads_only)
+			return backend;
+		touch_flow(pin.flow, time, states);
+		if (!pin.promoted)
+			promote_flow(tuple, pin.flow);
+		return backend;
+	}
+	/* UDP shows no beginning: a while after a change, what has no pin is new. */
+	if (tuple->proto == IPPROTO_UDP && time - vip->changed_at >= settings->udp_grace)
+		old = slot->backend;
+	else
+		old = old_backend(packet, vip, slot, settings);
+	if (!backend_up(old))
+		old = slot->backend;
+	if (!reads_only)
+		remember_flow(tuple, old, time, states, pin.promoted);
+	return old;
+}
+
+/* Sets the packet's hash. NULL: the VIP has no backend for this flow. */
+ALWAYS_INLINE struct backend *select_backend(struct packet *packet, const struct vip *vip,
+					     const struct settings *settings)
+{
+	struct slot *slot;
+	__u32 id;
+
+	packet->hash = slot_hash(settings, &packet->tuple, &vip->function);
+	slot = find_slot(vip, packet->hash);
+	if (!slot)
+		return NULL;
+	id = slot->backend;
+	if (slot->moving || vip->flags & (vip_pin_all | vip_was))
+		id = select_moving(packet, vip, slot, settings);
+	return find_backend(id);
+}
+
+ALWAYS_INLINE struct vip *find_vip(const struct packet *packet, const struct settings *settings)
+{
+	struct vip_key key = {
+		.address = packet->tuple.dst,
+		.port = packet->tuple.dport,
+		.proto = packet->tuple.proto,
+	};
+	struct vip *vip = bpf_map_lookup_elem(&vips, &key);
+
+	if (vip || !(settings->flags & setting_any_port))
+		return vip;
+	key.port = 0;
+	return bpf_map_lookup_elem(&vips, &key);
+}

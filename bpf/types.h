@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
+/* What C and Go share. bpf2go makes the Go types from these; nothing is mirrored by hand. */
+#pragma once
+
+#include <linux/types.h>
+
+/* An address of either family; IPv4 is ::ffff:a.b.c.d (RFC 4291, 2.5.5.2), in network order. */
+union address {
+	__u8 bytes[16];
+	__be32 words[4];
+	__u64 quads[2];
+};
+
+/* A flow as its client sends it. Ports are in host order. */
+struct tuple {
+	union address src;
+	union address dst;
+	__u16 sport;
+	__u16 dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct tuple) == 40, "flow table key");
+
+/* A VIP; port 0 is every port. An entry with an ICMP protocol says that some VIP has this address. */
+struct vip_key {
+	union address address;
+	__u16 port;
+	__u8 proto;
+	__u8 pad[5];
+};
+_Static_assert(sizeof(struct vip_key) == 24, "vips key");
+
+enum scheduler {
+	scheduler_maglev, /* the five-tuple picks the slot */
+	scheduler_source, /* the client's address, masked, picks the slot */
+};
+
+/* What maps a tuple to a slot. The prefix counts from the first of 128 bits. */
+struct slot_function {
+	__u8 scheduler;
+	__u8 source_prefix;
+};
+
+enum vip_flag {
+	vip_pin_all = 1, /* every flow is pinned: --track all */
+	vip_was = 2,     /* slot_function changed: `old` is read at the slot of `was` */
+	vip_address = 4, /* not a VIP: the entry that marks a VIP's address */
+};
+
+struct vip {
+	__u32 id;
+	__u32 table_size;
+	__u64 changed_at;   /* jiffies of the last change */
+	__u64 pinned_since; /* jiffies since when every flow is pinned; 0: they are not */
+	struct slot_function function;
+	struct slot_function was;
+	__u8 flags;
+	__u8 mode;          /* of backends that name none; read by Go only */
+	__u8 pad[2];
+	__u32 assigned;     /* interface index that `--assign` put the address on; read by Go only */
+	__u32 pad2;
+};
+_Static_assert(sizeof(struct vip) == 40, "vips value");
+
+/* Half of `old` is enough for an id: 20 bits of index and 11 of generation. */
+struct slot {
+	__u32 backend;
+	__u32 old : 31;
+	__u32 moving : 1;
+};
+_Static_assert(sizeof(struct slot) == 8, "tables value");
+
+enum backend_id_part {
+	backend_index_bits = 20,
+	backend_index_mask = (1 << backend_index_bits) - 1,
+};
+
+enum mode {
+	mode_dr = 1, /* new destination MAC */
+	mode_tun,    /* outer IPv4 or IPv6 header */
+	mode_nat,
+	mode_fullnat,
+};
+
+enum backend_flag {
+	backend_drain = 1,     /* no new flows */
+	backend_down = 2,      /* health checks say so: serves nothing */
+	backend_healthy = 4,   /* health checks say so; neither: unknown */
+	backend_unlisted = 8,  /* replaced by another id (set --mode); keeps what it has */
+	backend_gone = 16,     /* deleted; its counters are yet to be added to the VIP's */
+	backend_inherits = 32, /* its mode is the VIP's default */
+};
+
+enum hop_flag {
+	hop_resolved = 1,
+	hop_local = 2, /* an address of this host: pass */
+};
+
+/* One word each, loaded and stored whole, so that a reader sees an old or a new one. */
+struct hop_mac {
+	__u8 mac[6];
+	__u16 vlan; /* 0: as the frame came */
+};
+struct hop_link {
+	__u16 interface; /* index in `interfaces` and `devices` */
+	__u16 mtu;       /* of the IP packet, bytes */
+	__u32 flags;
+};
+
+struct backend {
+	__u32 id;  /* index and generation; 0: free */
+	__u32 vip; /* its id; of a free record the id it had, for the next generation */
+	union address address;
+	__u16 port;
+	__u16 weight;
+	__u16 restore; /* weight that `enable` gives back */
+	__u8 mode;
+	__u8 flags;
+	struct hop_mac mac;
+	struct hop_link link;
+	union address source; /* outer source of tunnels */
+};
+_Static_assert(sizeof(struct backend) == 64, "a backend is one cache line");
+
+/* Of an attached interface. MACs as little-endian numbers, as the cursor reads them. */
+struct interface {
+	__u64 mac;
+	__u32 ifindex;
+	__u32 flags;
+	__u64 accept[6]; /* further MACs that are ours: --accept-mac */
+};
+_Static_assert(sizeof(struct interface) == 64, "one cache line");
+enum interface_flag { interface_generic = 1 };
+enum interface_limit { interface_accept_max = 6, interface_max = 64 };
+
+enum flow_state {
+	flow_spoken = 1,  /* more than SYNs were seen */
+	flow_closing = 2, /* the client sent FIN or RST */
+};
+enum flow_stamp { flow_stamp_shift = 8 };
+enum flow_direction { flow_to_backend };
+
+struct flow {
+	__u64 stamp; /* jiffies when last seen << flow_stamp_shift | states; one word, changed by compare-and-swap */
+	__u32 backend;
+	__u8 direction;
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct flow) == 16, "flow table value");
+
+/* RFC 791, RFC 8200 4.5: what the fragments of one packet have in common. */
+struct fragment_key {
+	union address src;
+	union address dst;
+	__u32 id;
+	__u8 proto;
+	__u8 pad[3];
+};
+struct fragment {
+	__u64 seen; /* jiffies */
+	__u16 sport;
+	__u16 dport;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct fragment_key) == 40 && sizeof(struct fragment) == 16, "fragments");
+
+struct counters {
+	__u64 packets;
+	__u64 bytes; /* of IP packets, as IPVS counts */
+	__u64 connections;
+	__u64 reply_packets;
+	__u64 reply_bytes;
+	__u64 reply_connections;
+	__u64 pad[2];
+};
+_Static_assert(sizeof(struct counters) == 64, "one cache line");
+
+/*
+ * What became of a packet; the key of `reasons`. The first three forwarded it or let it pass;
+ * every other is one reason why a packet of ours went no further. Go reads the names from BTF.
+ */
+enum reason {
+	passed,
+	transmitted,
+	redirected,
+	no_backend,       /* the VIP has no backend for this flow */
+	no_next_hop,      /* the backend's neighbour or interface is unknown */
+	ttl_exceeded,     /* TTL or hop limit ran out; the client was told */
+	too_big,          /* larger than the next hop's MTU; the client was told */
+	rate_limited,     /* a message of ours was due beyond the limit */
+	echo_answered,    /* an echo request to a VIP, answered here */
+	fragment_unknown, /* a later fragment whose first one was not seen */
+	no_headroom,      /* the driver left no room for the outer header */
+	redirect_failed,  /* counted after the fact, and taken off those forwarded */
+	tx_failed,        /* likewise */
+	reason_max,
+};
+
+enum message {
+	message_echo,
+	message_ttl_exceeded,
+	message_too_big,
+	message_max,
+};
+
+/* A token bucket; per CPU and message. */
+struct bucket {
+	__u64 filled_at; /* jiffies */
+	__u64 tokens;
+};
+
+enum setting_flag {
+	setting_any_port = 1, /* some VIP has port 0 */
+};
+
+/* Times in jiffies. A map and not global data: it outlives the program. */
+struct settings {
+	__u32 hash_key[10];
+	__u64 tcp_idle;
+	__u64 closing;
+	__u64 udp_idle;
+	__u64 half_open;
+	__u64 udp_grace;
+	__u64 clock;        /* read instead of jiffies by programs loaded with test_clock */
+	__u64 netns_cookie; /* of the network namespace that the interfaces live in */
+	__u32 hz;
+	__u32 flags;
+	__be32 spread_prefix; /* --tun-spread, IPv4 */
+	__be32 spread_mask;   /* bits of the outer source that the flow varies; 0: none */
+	__u64 key_fingerprint; /* read by Go only */
+};
+_Static_assert(sizeof(struct settings) == 120, "settings value");

@@ -1,0 +1,246 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/xdplb/xdplb/bpf"
+	"github.com/xdplb/xdplb/maps"
+)
+
+// What can be wrong with an object of a change.
+var (
+	ErrNoVIP     = errors.New("no such VIP; xdplb vip list shows them")
+	ErrNoBackend = errors.New("no such backend; xdplb backend list shows them")
+)
+
+// change is a change to one VIP: what there is, edited in memory, and then
+// committed in an order that keeps every state between two writes valid.
+type change struct {
+	b        *Balancer
+	service  maps.Service
+	backends []maps.Backend // all records, with those that are unlisted
+	fresh    map[uint32]bool
+	removed  map[uint32]bool
+	dirty    map[uint32]bool
+	slots    []maps.Slot // the table in place
+	function maps.SlotFunction
+	moveAll  bool
+}
+
+// begin reads a VIP.
+func (b *Balancer) begin(v maps.VIP) (*change, error) {
+	services, err := b.Maps.Services()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range services {
+		if s.VIP == v {
+			return b.beginService(s)
+		}
+	}
+	return nil, fmt.Errorf("%s: %w", v, ErrNoVIP)
+}
+
+func (b *Balancer) beginService(s maps.Service) (*change, error) {
+	slots, err := b.Maps.Table(s.Id)
+	if err != nil {
+		return nil, err
+	}
+	c := &change{
+		b: b, service: s, slots: slots, function: s.InUse(),
+		fresh: make(map[uint32]bool), removed: make(map[uint32]bool), dirty: make(map[uint32]bool),
+	}
+	for _, backend := range b.Maps.ReadBackends(func(vip uint32) bool { return vip == s.Id }) {
+		if backend.Has(bpf.XdplbBackendFlagBackendGone) { // a command was killed after its deletion
+			c.removed[backend.Id] = true
+		}
+		c.backends = append(c.backends, backend)
+	}
+	return c, nil
+}
+
+// listed finds a backend that the user knows.
+func (c *change) listed(match func(*maps.Backend) bool) *maps.Backend {
+	for i := range c.backends {
+		if b := &c.backends[i]; b.Listed() && !c.removed[b.Id] && match(b) {
+			return b
+		}
+	}
+	return nil
+}
+
+// add appends a record with a new id. Its place is taken at once, as a record that
+// is gone, so that the next command sweeps it up if this one is killed.
+func (c *change) add(record bpf.XdplbBackend) error {
+	id, ok, err := c.b.Maps.NewBackendID()
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("all %d places for backends are taken; more: xdplb detach --all --purge, then attach with --max-backends", c.b.Maps.Backends.MaxEntries()-1)
+	}
+	record.Id, record.Vip = id, c.service.Id
+	backend := maps.Backend{XdplbBackend: record}
+	taken := backend
+	taken.SetFlag(bpf.XdplbBackendFlagBackendGone, true)
+	c.b.Maps.WriteBackend(&taken)
+	c.fresh[id], c.dirty[id] = true, true
+	c.backends = append(c.backends, backend)
+	return nil
+}
+
+// discard takes back what add wrote, if the change is not committed.
+func (c *change) discard() {
+	for i := range c.backends {
+		if c.fresh[c.backends[i].Id] {
+			_ = c.b.Maps.FreeBackend(&c.backends[i])
+		}
+	}
+}
+
+func (c *change) up(id uint32) bool {
+	for i := range c.backends {
+		if c.backends[i].Id == id {
+			return c.backends[i].Up() && !c.removed[id]
+		}
+	}
+	return false
+}
+
+// wanted is the table that Maglev asks for.
+func (c *change) wanted() []uint32 {
+	var entries []maps.Entry
+	for i := range c.backends {
+		if b := &c.backends[i]; b.TakesNew() && !c.removed[b.Id] {
+			entries = append(entries, b.Entry())
+		}
+	}
+	return maps.Maglev(&c.b.Settings.HashKey, c.service.TableSize, entries)
+}
+
+// commit writes the change. The order: records before the slots that name them;
+// the time of the change before the slots that move, lest they settle too early;
+// slots that move before the function that needs them; removed records last.
+func (c *change) commit() error {
+	now, err := c.b.Now()
+	if err != nil {
+		return err
+	}
+	if err := c.settle(now); err != nil {
+		return err
+	}
+	for i := range c.backends {
+		if c.dirty[c.backends[i].Id] {
+			c.b.Maps.WriteBackend(&c.backends[i])
+		}
+	}
+	slots := c.slots
+	if c.moveAll {
+		slots = maps.MoveAll(slots)
+	}
+	next := maps.Rebuild(slots, c.wanted(), c.up)
+	if changed(c.slots, next) {
+		c.service.ChangedAt = now
+		if err := c.b.Maps.PutService(&c.service); err != nil {
+			return err
+		}
+		if err := c.b.Maps.PutTable(c.service.Id, next); err != nil {
+			return err
+		}
+		c.slots = next
+	}
+	if f := c.service.InUse(); f != c.function {
+		if !c.service.Has(bpf.XdplbVipFlagVipWas) {
+			c.service.Was = c.service.Function
+			c.service.SetFlag(bpf.XdplbVipFlagVipWas, true)
+		}
+		c.service.Function = bpf.XdplbSlotFunction{Scheduler: uint8(c.function.Scheduler), SourcePrefix: c.function.SourcePrefix}
+	}
+	if err := c.b.Maps.PutService(&c.service); err != nil {
+		return err
+	}
+	c.fresh = nil
+	return c.dropRemoved()
+}
+
+// dropRemoved gives the records of removed backends back; no slot names them.
+func (c *change) dropRemoved() error {
+	for i := range c.backends {
+		b := &c.backends[i]
+		if !c.removed[b.Id] {
+			continue
+		}
+		// First no pin leads to it any more, then its place may be used again.
+		b.SetFlag(bpf.XdplbBackendFlagBackendGone, true)
+		c.b.Maps.WriteBackend(b)
+		if err := c.b.Maps.FreeBackend(b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func changed(a, b []maps.Slot) bool {
+	for i := range a {
+		if a[i] != b[i] {
+			return true
+		}
+	}
+	return false
+}
+
+// each runs a change on every VIP: all are begun and edited before any is
+// committed, so that what can be refused is refused before anything is written.
+func (b *Balancer) each(services []maps.Service, edit func(*change) (touched bool, err error)) (err error) {
+	var changes []*change
+	defer func() {
+		if err != nil {
+			for _, c := range changes {
+				c.discard()
+			}
+		}
+	}()
+	for _, s := range services {
+		c, err := b.beginService(s)
+		if err != nil {
+			return err
+		}
+		changes = append(changes, c)
+		touched, err := edit(c)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.VIP, err)
+		}
+		if !touched {
+			changes = changes[:len(changes)-1]
+		}
+	}
+	for _, c := range changes {
+		if err := c.commit(); err != nil {
+			return fmt.Errorf("%s: %w", c.service.VIP, err)
+		}
+	}
+	return nil
+}
+
+// edit runs a change on one VIP.
+func (b *Balancer) edit(v maps.VIP, f func(*change) error) error {
+	c, err := b.begin(v)
+	if err != nil {
+		return err
+	}
+	if err := f(c); err != nil {
+		c.discard()
+		return err
+	}
+	return c.commit()
+}
+
+func fullVIPs(m *maps.Maps, err error) error {
+	if maps.IsFull(err) || errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("all %d places for VIPs are taken; more: xdplb detach --all --purge, then attach with --max-vips", m.MaxVIPs())
+	}
+	return err
+}

@@ -1,0 +1,91 @@
+package loader
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/xdplb/xdplb/bpf"
+	"github.com/xdplb/xdplb/maps"
+)
+
+// Refreshed is what Refresh found.
+type Refreshed struct {
+	Backends, Found, Lost int // looked at; resolved now, and not before; the reverse
+	Settled               int // VIPs that settled
+}
+
+// Refresh resolves all next hops anew, follows changed MACs of the interfaces,
+// and settles the VIPs that can be.
+func (b *Balancer) Refresh() (r Refreshed, err error) {
+	if err := b.refreshInterfaces(); err != nil {
+		return r, err
+	}
+	services, err := b.Maps.Services()
+	if err != nil {
+		return r, err
+	}
+	var addrs []netip.Addr
+	for _, backend := range b.Maps.ReadBackends(func(uint32) bool { return true }) {
+		addrs = append(addrs, backend.Addr())
+	}
+	hops, err := ResolveNextHops(context.Background(), addrs, probeWait)
+	if err != nil {
+		return r, err
+	}
+	var changes []*change
+	movingBefore := 0
+	err = b.each(services, func(c *change) (bool, error) {
+		if maps.Moving(c.slots) > 0 {
+			movingBefore++
+		}
+		for i := range c.backends {
+			c.refreshHop(&c.backends[i], hops, &r)
+		}
+		changes = append(changes, c)
+		return true, nil
+	})
+	for _, c := range changes {
+		if maps.Moving(c.slots) > 0 {
+			movingBefore--
+		}
+	}
+	r.Settled = max(movingBefore, 0)
+	return r, err
+}
+
+// refreshHop leaves a backend unresolved whose next hop cannot be used any more.
+func (c *change) refreshHop(backend *maps.Backend, hops map[netip.Addr]Resolution, r *Refreshed) {
+	was := backend.Resolved()
+	hop, err := c.hop(backend.Addr(), Mode(backend.Mode), hops[backend.Addr()])
+	if err != nil {
+		hop = bpf.XdplbBackend{Source: backend.Source}
+	}
+	backend.Mac, backend.Link, backend.Source = hop.Mac, hop.Link, hop.Source
+	c.dirty[backend.Id] = true
+	r.Backends++
+	switch now := backend.Resolved(); {
+	case now && !was:
+		r.Found++
+	case was && !now:
+		r.Lost++
+	}
+}
+
+func (b *Balancer) refreshInterfaces() error {
+	b.dropVanished()
+	for _, r := range b.Maps.ReadInterfaces() {
+		l, err := netlink.LinkByIndex(int(r.Ifindex))
+		if err != nil {
+			return err
+		}
+		if mac := maps.MACWord(l.Attrs().HardwareAddr); len(l.Attrs().HardwareAddr) == 6 && mac != r.Mac {
+			r.Mac = mac
+			if err := b.Maps.PutInterface(r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

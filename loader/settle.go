@@ -1,0 +1,91 @@
+package loader
+
+import (
+	"iter"
+
+	"github.com/xdplb/xdplb/bpf"
+	"github.com/xdplb/xdplb/maps"
+)
+
+// settle ends the moving of slots once the VIP's last change is older than the
+// idle timeout: every flow that was silent since has timed out, and every other
+// has a pin. Records that were replaced and that nothing names any more go, too.
+func (c *change) settle(now uint64) error {
+	s := &c.service
+	if !c.unsettled() || now-s.ChangedAt <= c.b.Settings.Idle(s.Proto) {
+		return nil
+	}
+	named := make(map[uint32]bool) // backends of live pins
+	var failed error
+	pins := c.pins(now, named, &failed)
+	next, dead := maps.Settle(c.slots, pins, c.up, s.Has(bpf.XdplbVipFlagVipWas))
+	if failed != nil {
+		return failed
+	}
+	for _, pin := range dead {
+		if err := c.b.Maps.DeleteFlow(pin.Flow()); err != nil {
+			return err
+		}
+	}
+	if s.Has(bpf.XdplbVipFlagVipWas) && maps.Moving(next) == 0 {
+		// Before the table: `old` is then read at the function in use.
+		s.SetFlag(bpf.XdplbVipFlagVipWas, false)
+		if err := c.b.Maps.PutService(s); err != nil {
+			return err
+		}
+	}
+	if changed(c.slots, next) {
+		if err := c.b.Maps.PutTable(s.Id, next); err != nil {
+			return err
+		}
+		c.slots = next
+	}
+	for _, slot := range c.slots {
+		named[slot.Backend], named[slot.Old] = true, true
+	}
+	for i := range c.backends {
+		if b := &c.backends[i]; b.Has(bpf.XdplbBackendFlagBackendUnlisted) && !named[b.Id] {
+			c.removed[b.Id] = true
+		}
+	}
+	return nil
+}
+
+// unsettled reports whether there is anything to settle.
+func (c *change) unsettled() bool {
+	if c.service.Has(bpf.XdplbVipFlagVipWas) || maps.Moving(c.slots) > 0 {
+		return true
+	}
+	for i := range c.backends {
+		if c.backends[i].Has(bpf.XdplbBackendFlagBackendUnlisted) {
+			return true
+		}
+	}
+	return false
+}
+
+// pins iterates over the pins of the VIP, and notes the backends of live ones.
+func (c *change) pins(now uint64, named map[uint32]bool, failed *error) iter.Seq[maps.Pin] {
+	return func(yield func(maps.Pin) bool) {
+		function, key := c.service.InUse(), &c.b.Settings.HashKey
+		*failed = c.b.Maps.Flows(func(f maps.Flow) bool {
+			if !c.owns(f) {
+				return true
+			}
+			dead := !c.b.Settings.Live(f, now)
+			if !dead {
+				named[f.Backend] = true
+			}
+			return yield(f.Pin(maps.SlotIndex(function.Hash(key, f.Tuple), c.service.TableSize), dead))
+		})
+	}
+}
+
+// owns reports whether a flow is of this VIP: one of a port-0 VIP is not if
+// another VIP has its port.
+func (c *change) owns(f maps.Flow) bool {
+	if !f.Of(c.service.VIP) {
+		return false
+	}
+	return c.service.Port != 0 || !c.b.hasVIP(maps.VIP{Addr: f.Dst, Port: f.DstPort, Proto: f.Proto})
+}

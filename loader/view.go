@@ -1,0 +1,142 @@
+package loader
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/xdplb/xdplb/bpf"
+	"github.com/xdplb/xdplb/maps"
+)
+
+// Active is how many connections a backend has. Unknown where flows are not
+// followed; AtLeast while silent ones may not have been seen yet.
+type Active struct {
+	Known, AtLeast bool
+	Count          int
+}
+
+// BackendView is a backend as users see it.
+type BackendView struct {
+	At       netip.AddrPort
+	Mode     Mode
+	Weight   uint16
+	Draining bool
+	Health   string // unknown, up or down
+	Resolved bool
+	Active   Active
+	maps.Counters
+}
+
+// VIPView is a VIP as users see it. Its counters never go down.
+type VIPView struct {
+	maps.Service
+	Backends    []BackendView
+	MovingSlots int
+	Fingerprint string // of the table: equal on balancers that choose alike
+	Active      Active
+	maps.Counters
+}
+
+// Views reads all VIPs, or one. Counters and connections are read if asked for:
+// connections take a walk through the flow tables.
+func (b *Balancer) Views(only *maps.VIP, counters bool) ([]VIPView, error) {
+	services, err := b.services(Selection{VIP: only})
+	if err != nil {
+		return nil, err
+	}
+	byVIP := make(map[uint32][]maps.Backend)
+	for _, backend := range b.Maps.ReadBackends(func(uint32) bool { return true }) {
+		byVIP[backend.Vip] = append(byVIP[backend.Vip], backend)
+	}
+	now, err := b.Now()
+	if err != nil {
+		return nil, err
+	}
+	var active map[uint32]int
+	if counters {
+		if active, err = b.activeFlows(now); err != nil {
+			return nil, err
+		}
+	}
+	var views []VIPView
+	for _, s := range services {
+		view, err := b.view(s, byVIP[s.Id], counters, active, now)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", s.VIP, err)
+		}
+		views = append(views, view)
+	}
+	return views, nil
+}
+
+func (b *Balancer) activeFlows(now uint64) (map[uint32]int, error) {
+	active := make(map[uint32]int)
+	last := make(map[maps.Tuple]bool)
+	err := b.Maps.Flows(func(f maps.Flow) bool {
+		if f.HalfOpen {
+			last[f.Tuple] = true
+		} else if last[f.Tuple] { // promoted meanwhile
+			return true
+		}
+		if b.Settings.Active(f, now) {
+			active[f.Backend]++
+		}
+		return true
+	})
+	return active, err
+}
+
+func (b *Balancer) view(s maps.Service, records []maps.Backend, counters bool, active map[uint32]int, now uint64) (VIPView, error) {
+	v := VIPView{Service: s}
+	slots, err := b.Maps.Table(s.Id)
+	if err != nil {
+		return v, err
+	}
+	v.MovingSlots = maps.Moving(slots)
+	places := make(map[uint32]netip.AddrPort)
+	pinned := s.Has(bpf.XdplbVipFlagVipPinAll)
+	young := now-s.ChangedAt <= b.Settings.Idle(s.Proto)
+	if pinned {
+		young = now-s.PinnedSince <= b.Settings.Idle(s.Proto) && s.PinnedSince != s.ChangedAt
+	}
+	for i := range records {
+		record := &records[i]
+		places[record.Id] = record.AddrPort()
+		view := viewOf(record)
+		view.Active = Active{Known: pinned || view.Draining || view.Weight == 0, AtLeast: young, Count: active[record.Id]}
+		if counters {
+			if view.Counters, err = b.Maps.BackendCounters(record.Id); err != nil {
+				return v, err
+			}
+			v.Counters.Add(view.Counters)
+		}
+		if record.Listed() {
+			v.Backends = append(v.Backends, view)
+		}
+		v.Active.Count += view.Active.Count
+	}
+	v.Active.Known, v.Active.AtLeast = pinned, young
+	v.Fingerprint = maps.Digest(slots, func(id uint32) netip.AddrPort { return places[id] })
+	if counters {
+		retired, err := b.Maps.RetiredCounters(s.Id)
+		if err != nil {
+			return v, err
+		}
+		v.Counters.Add(retired)
+	}
+	return v, nil
+}
+
+func viewOf(b *maps.Backend) BackendView {
+	view := BackendView{
+		At: b.AddrPort(), Mode: Mode(b.Mode), Weight: b.Weight, Resolved: b.Resolved(),
+		Draining: b.Has(bpf.XdplbBackendFlagBackendDrain), Health: "unknown",
+	}
+	switch {
+	case b.Has(bpf.XdplbBackendFlagBackendDown):
+		view.Health = "down"
+	case b.Has(bpf.XdplbBackendFlagBackendHealthy):
+		view.Health = "up"
+	}
+	return view
+}

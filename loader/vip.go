@@ -1,0 +1,287 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/xdplb/xdplb/bpf"
+	"github.com/xdplb/xdplb/maps"
+)
+
+// Mode is how a packet reaches its backend. The numbers are those of enum mode.
+type Mode uint8
+
+// Modes that exist.
+const (
+	ModeDR  = Mode(bpf.XdplbModeModeDr)
+	ModeTUN = Mode(bpf.XdplbModeModeTun)
+)
+
+var modeNames = map[Mode]string{ModeDR: "dr", ModeTUN: "tun"}
+
+func (m Mode) String() string { return modeNames[m] }
+
+// ParseMode reads the name of a mode.
+func ParseMode(s string) (Mode, error) {
+	for m, name := range modeNames {
+		if s == name {
+			return m, nil
+		}
+	}
+	if s == "nat" || s == "fullnat" {
+		return 0, fmt.Errorf("--mode %s: not in this version; use dr, or tun for servers on other networks", s)
+	}
+	return 0, fmt.Errorf("--mode %s: unknown; use dr or tun", s)
+}
+
+// ParseScheduler reads the name of a scheduler.
+func ParseScheduler(s string) (maps.Scheduler, error) {
+	switch s {
+	case "maglev":
+		return maps.SchedulerMaglev, nil
+	case "source":
+		return maps.SchedulerSource, nil
+	case "rr", "lc":
+		return 0, fmt.Errorf("--scheduler %s: not in this version; use maglev", s)
+	}
+	return 0, fmt.Errorf("--scheduler %s: unknown; use maglev or source", s)
+}
+
+// VIPOptions are the properties of a VIP; nil leaves one as it is, or as is the default.
+type VIPOptions struct {
+	Mode         *Mode
+	Scheduler    *maps.Scheduler
+	SourcePrefix *uint8 // bits of the client's address; 0 to 32 for IPv4, to 128 for IPv6
+	TrackAll     *bool
+	TableSize    *uint32
+	Assign       *string // interface to put the address on
+}
+
+// sourcePrefix converts to the first of 128 bits.
+func sourcePrefix(v maps.VIP, bits uint8) (uint8, error) {
+	most := uint8(v.Addr.BitLen())
+	if bits > most {
+		return 0, fmt.Errorf("--source-prefix %d: an address has %d bits; use 0 to %d", bits, most, most)
+	}
+	return bits + 128 - most, nil
+}
+
+// SourcePrefix is the prefix of a VIP's function as users give it.
+func SourcePrefix(s *maps.Service) uint8 {
+	return s.Function.SourcePrefix - (128 - uint8(s.Addr.BitLen()))
+}
+
+// apply edits the VIP of a change.
+func (o VIPOptions) apply(c *change, now uint64) error {
+	s := &c.service
+	if o.Scheduler != nil {
+		c.function.Scheduler = *o.Scheduler
+	}
+	if o.SourcePrefix != nil {
+		if c.function.Scheduler != maps.SchedulerSource {
+			return fmt.Errorf("--source-prefix: scheduler %s does not use it; add --scheduler source", c.function.Scheduler)
+		}
+		prefix, err := sourcePrefix(s.VIP, *o.SourcePrefix)
+		if err != nil {
+			return err
+		}
+		c.function.SourcePrefix = prefix
+	}
+	c.moveAll = c.function != s.InUse()
+	if o.TrackAll != nil && *o.TrackAll != s.Has(bpf.XdplbVipFlagVipPinAll) {
+		c.moveAll = true
+		s.SetFlag(bpf.XdplbVipFlagVipPinAll, *o.TrackAll)
+		s.PinnedSince = 0
+		if *o.TrackAll {
+			s.PinnedSince = now
+		}
+	}
+	if o.Mode != nil && uint8(*o.Mode) != s.Mode {
+		s.Mode = uint8(*o.Mode)
+		return c.inheritMode(*o.Mode)
+	}
+	return nil
+}
+
+// AddVIP adds a VIP without backends.
+func (b *Balancer) AddVIP(v maps.VIP, o VIPOptions) error {
+	services, err := b.Maps.Services()
+	if err != nil {
+		return err
+	}
+	used := make(map[uint32]bool)
+	for _, s := range services {
+		if s.VIP == v {
+			return fmt.Errorf("%s: exists; change it with xdplb vip set", v)
+		}
+		used[s.Id] = true
+	}
+	s := maps.Service{VIP: v}
+	for used[s.Id] {
+		s.Id++
+	}
+	if s.Id >= b.Maps.MaxVIPs() {
+		return fmt.Errorf("%s: %w", v, fullVIPs(b.Maps, unix.ENOSPC))
+	}
+	s.Mode, s.TableSize, s.Function.SourcePrefix = uint8(ModeDR), maps.DefaultTableSize, 128
+	if o.TableSize != nil {
+		s.TableSize = *o.TableSize
+	}
+	if err := maps.ValidTableSize(s.TableSize); err != nil {
+		return fmt.Errorf("%s: %w", v, err)
+	}
+	now, err := b.Now()
+	if err != nil {
+		return err
+	}
+	c := &change{b: b, service: s, function: s.InUse()}
+	if err := o.apply(c, now); err != nil {
+		return fmt.Errorf("%s: %w", v, err)
+	}
+	c.service.Function = bpf.XdplbSlotFunction{Scheduler: uint8(c.function.Scheduler), SourcePrefix: c.function.SourcePrefix}
+	c.service.ChangedAt = now
+	if o.Assign != nil {
+		if err := c.assign(*o.Assign); err != nil {
+			return fmt.Errorf("%s: %w", v, err)
+		}
+	}
+	return b.publish(&c.service)
+}
+
+// publish writes a new VIP: first what it needs, and last itself.
+func (b *Balancer) publish(s *maps.Service) error {
+	for _, orphan := range b.Maps.ReadBackends(func(vip uint32) bool { return vip == s.Id }) {
+		if err := b.Maps.FreeBackend(&orphan); err != nil { // of a deletion that was killed
+			return err
+		}
+	}
+	if err := b.Maps.ResetRetired(s.Id); err != nil {
+		return err
+	}
+	if err := b.Maps.PutTable(s.Id, make([]maps.Slot, s.TableSize)); err != nil {
+		return err
+	}
+	if s.Port == 0 {
+		if err := b.setAnyPort(true); err != nil {
+			return err
+		}
+	}
+	if err := b.Maps.PutService(s); err != nil {
+		return fmt.Errorf("%s: %w", s.VIP, fullVIPs(b.Maps, err))
+	}
+	return b.Maps.MarkAddresses()
+}
+
+func (b *Balancer) setAnyPort(on bool) error {
+	b.Settings.SetFlag(bpf.XdplbSettingFlagSettingAnyPort, on)
+	return b.Maps.PutSettings(b.Settings)
+}
+
+// SetVIP changes what o names.
+func (b *Balancer) SetVIP(v maps.VIP, o VIPOptions) error {
+	return b.edit(v, func(c *change) error {
+		if o.TableSize != nil && *o.TableSize != c.service.TableSize {
+			return fmt.Errorf("%s: --table-size is fixed while the VIP lives (%d); delete and add it anew", v, c.service.TableSize)
+		}
+		now, err := b.Now()
+		if err != nil {
+			return err
+		}
+		if err := o.apply(c, now); err != nil {
+			return fmt.Errorf("%s: %w", v, err)
+		}
+		if o.Assign != nil {
+			return c.assign(*o.Assign)
+		}
+		return nil
+	})
+}
+
+// DeleteVIP removes a VIP with its backends. Its packets pass from then on.
+func (b *Balancer) DeleteVIP(v maps.VIP) error {
+	c, err := b.begin(v)
+	if err != nil {
+		return err
+	}
+	if err := b.Maps.DeleteService(v); err != nil {
+		return fmt.Errorf("%s: %w", v, err)
+	}
+	if err := b.Maps.MarkAddresses(); err != nil {
+		return err
+	}
+	if err := b.Maps.DeleteTable(c.service.Id); err != nil {
+		return err
+	}
+	for i := range c.backends {
+		if err := b.Maps.FreeBackend(&c.backends[i]); err != nil {
+			return err
+		}
+	}
+	rest, err := b.Maps.Services()
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(rest, func(s maps.Service) bool { return s.Port == 0 }) {
+		if err := b.setAnyPort(false); err != nil {
+			return err
+		}
+	}
+	return b.unassign(c.service, rest)
+}
+
+func (b *Balancer) hasVIP(v maps.VIP) bool {
+	var value bpf.XdplbVip
+	return b.Maps.LookupVIP(v, &value)
+}
+
+// assign puts the VIP's address on an interface, and remembers it if it was not there.
+func (c *change) assign(iface string) error {
+	already, err := AssignAddress(iface, c.service.Addr)
+	if err != nil {
+		return err
+	}
+	if already {
+		return nil
+	}
+	l, err := netlink.LinkByName(iface)
+	if err != nil {
+		return err
+	}
+	c.service.Assigned = uint32(l.Attrs().Index)
+	return nil
+}
+
+// unassign takes an address off that --assign put on, with its last VIP; before
+// that another VIP inherits it.
+func (b *Balancer) unassign(gone maps.Service, rest []maps.Service) error {
+	if gone.Assigned == 0 {
+		return nil
+	}
+	for i := range rest {
+		if rest[i].Addr == gone.Addr {
+			rest[i].Assigned = gone.Assigned
+			return b.Maps.PutService(&rest[i])
+		}
+	}
+	err := UnassignAddress(int(gone.Assigned), gone.Addr)
+	if errors.As(err, new(netlink.LinkNotFoundError)) || errors.Is(err, unix.EADDRNOTAVAIL) {
+		return nil // somebody else took it off
+	}
+	return err
+}
+
+func (b *Balancer) unassignAll() {
+	services, _ := b.Maps.Services()
+	done := make(map[netip.Addr]bool)
+	for _, s := range services {
+		if s.Assigned != 0 && !done[s.Addr] {
+			_ = UnassignAddress(int(s.Assigned), s.Addr)
+			done[s.Addr] = true
+		}
+	}
+}

@@ -1,0 +1,95 @@
+package maps
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xdplb/xdplb/bpf"
+)
+
+// Settings is what may change while the balancer runs. Times are in jiffies,
+// Hz of them a second.
+type Settings struct{ bpf.XdplbSettings }
+
+// Default timeouts: those of IPVS where it has them.
+const (
+	DefaultTCPIdle  = 900 * time.Second
+	DefaultClosing  = 120 * time.Second
+	DefaultUDPIdle  = 300 * time.Second
+	DefaultHalfOpen = 60 * time.Second
+	DefaultUDPGrace = 10 * time.Second
+)
+
+// Jiffies converts a duration, rounding up.
+func (s *Settings) Jiffies(d time.Duration) uint64 {
+	return uint64(math.Ceil(d.Seconds() * float64(s.Hz)))
+}
+
+// Duration converts jiffies.
+func (s *Settings) Duration(jiffies uint64) time.Duration {
+	if s.Hz == 0 {
+		return 0
+	}
+	return time.Duration(jiffies) * time.Second / time.Duration(s.Hz)
+}
+
+// Idle is how long flows of a protocol live without a packet, in jiffies.
+func (s *Settings) Idle(proto uint8) uint64 {
+	if proto == unix.IPPROTO_UDP {
+		return s.UdpIdle
+	}
+	return s.TcpIdle
+}
+
+// SetFlag sets or clears a flag of enum setting_flag.
+func (s *Settings) SetFlag(flag bpf.XdplbSettingFlag, on bool) {
+	s.Flags &^= uint32(flag)
+	if on {
+		s.Flags |= uint32(flag)
+	}
+}
+
+// Live reports whether a flow is within its timeout at the time now, in jiffies.
+func (s *Settings) Live(f Flow, now uint64) bool {
+	if !f.Spoken {
+		return elapsed(f.Seen, now) <= s.HalfOpen
+	}
+	return elapsed(f.Seen, now) <= s.Idle(f.Proto)
+}
+
+// Active reports whether a live flow may still carry data: its client has not
+// closed it, or has spoken since.
+func (s *Settings) Active(f Flow, now uint64) bool {
+	if f.Closing && elapsed(f.Seen, now) > s.Jiffies(closedAfter) {
+		return false
+	}
+	return s.Live(f, now)
+}
+
+// elapsed is 0 for a stamp that a packet wrote after now was read.
+func elapsed(seen, now uint64) uint64 {
+	if seen > now {
+		return 0
+	}
+	return now - seen
+}
+
+// ReadSettings reads the settings.
+func (m *Maps) ReadSettings() (s Settings, err error) {
+	if err := m.XdplbMaps.Settings.Lookup(uint32(0), &s.XdplbSettings); err != nil {
+		return s, fmt.Errorf("reading settings: %w", err)
+	}
+	return s, nil
+}
+
+// PutSettings writes them. Packets that read them meanwhile may see some of the
+// old and some of the new ones; each field is whole.
+func (m *Maps) PutSettings(s Settings) error {
+	if err := m.XdplbMaps.Settings.Put(uint32(0), s.XdplbSettings); err != nil {
+		return fmt.Errorf("writing settings: %w", err)
+	}
+	return nil
+}
