@@ -209,7 +209,7 @@ func (b *Balancer) dropVanished() {
 	for _, r := range b.Maps.ReadInterfaces() {
 		if _, err := netlink.LinkByIndex(int(r.Ifindex)); errors.As(err, new(netlink.LinkNotFoundError)) {
 			_ = b.Maps.DeleteInterface(r.Number)
-			_ = os.Remove(linkPin(b.dir, r.Ifindex))
+			_ = takeOff(linkPin(b.dir, r.Ifindex))
 		}
 	}
 }

@@ -2,7 +2,6 @@ package loader
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -11,9 +10,22 @@ import (
 	"github.com/xdplb/xdplb/maps"
 )
 
-// probeWait is how long a change waits for neighbours that do not answer: the
-// kernel gives up after three probes, one a second.
-const probeWait = 3500 * time.Millisecond
+// probeWait is how long Probe waits for neighbours that do not answer: the kernel
+// gives up after three probes, one a second.
+const probeWait = 4 * time.Second
+
+// Probe asks for the neighbours on the way to addresses and waits for those that
+// do not answer. Changes never wait, because they hold the lock: they find what
+// Probe has brought into the kernel's table.
+func Probe(addrs []netip.Addr) error {
+	_, err := ResolveNextHops(context.Background(), addrs, probeWait)
+	return err
+}
+
+// nextHops is what the kernel knows now.
+func nextHops(addrs []netip.Addr) (map[netip.Addr]Resolution, error) {
+	return ResolveNextHops(context.Background(), addrs, 0)
+}
 
 // BackendOptions are the properties of a backend; nil leaves one as it is, or as
 // is the default: the VIP's mode, weight 1.
@@ -59,9 +71,6 @@ func (c *change) checkMode(at netip.AddrPort, mode Mode) error {
 
 // hop is a next hop as the maps hold it, for a mode.
 func (c *change) hop(addr netip.Addr, mode Mode, res Resolution) (record bpf.XdplbBackend, err error) {
-	if errors.Is(res.Err, ErrNoRoute) {
-		return record, fmt.Errorf("%w; add one or use --mode tun via a gateway", res.Err)
-	}
 	if res.Err != nil {
 		return record, res.Err
 	}
@@ -114,7 +123,7 @@ func (b *Balancer) AddBackends(v maps.VIP, at []netip.AddrPort, o BackendOptions
 				return err
 			}
 		}
-		hops, err := ResolveNextHops(context.Background(), addresses(at), probeWait)
+		hops, err := nextHops(Addresses(at))
 		if err != nil {
 			return err
 		}
@@ -151,7 +160,8 @@ func setWeight(record *bpf.XdplbBackend, weight uint16) {
 	}
 }
 
-func addresses(at []netip.AddrPort) []netip.Addr {
+// Addresses are the addresses without the ports.
+func Addresses(at []netip.AddrPort) []netip.Addr {
 	all := make([]netip.Addr, len(at))
 	for i, a := range at {
 		all[i] = a.Addr()
@@ -194,7 +204,7 @@ func (c *change) replace(backend *maps.Backend, mode Mode) error {
 		return err
 	}
 	addr := backend.Addr()
-	hops, err := ResolveNextHops(context.Background(), []netip.Addr{addr}, probeWait)
+	hops, err := nextHops([]netip.Addr{addr})
 	if err != nil {
 		return err
 	}

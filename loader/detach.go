@@ -1,9 +1,7 @@
 package loader
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 
 	"github.com/vishvananda/netlink"
@@ -29,8 +27,8 @@ func Detach(dir string, ifaces []string, purge bool) (names []string, err error)
 		if !indexes[r.Ifindex] {
 			continue
 		}
-		if err := os.Remove(linkPin(dir, r.Ifindex)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("detaching: %w", err)
+		if err := takeOff(linkPin(dir, r.Ifindex)); err != nil {
+			return nil, err
 		}
 		if err := b.Maps.DeleteInterface(r.Number); err != nil {
 			return nil, err

@@ -3,7 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -45,7 +45,7 @@ func putOn(pin string, device netlink.Link, program *ebpf.Program, mode XDPMode)
 	if err := l.Pin(pin); err != nil {
 		return done, nil, fmt.Errorf("pinning the link: %w", err)
 	}
-	return done, func() { os.Remove(pin) }, nil
+	return done, func() { _ = takeOff(pin) }, nil
 }
 
 func modesToTry(mode XDPMode) []XDPMode {
@@ -108,4 +108,22 @@ func errnoOf(err error) unix.Errno {
 	var errno unix.Errno
 	errors.As(err, &errno)
 	return errno
+}
+
+// takeOff detaches a pinned link and removes its pin. Removing the pin alone
+// would detach some time later. A link that is not there is off.
+func takeOff(pin string) error {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err == nil {
+		defer l.Close()
+		// Of an interface that was deleted there is nothing to detach.
+		if err := l.Detach(); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOLINK) {
+			return fmt.Errorf("detaching: %w", err)
+		}
+		err = l.Unpin()
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("detaching: %w", err)
+	}
+	return nil
 }

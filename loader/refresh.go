@@ -1,7 +1,6 @@
 package loader
 
 import (
-	"context"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -16,6 +15,14 @@ type Refreshed struct {
 	Settled               int // VIPs that settled
 }
 
+// Servers are the addresses of all backends.
+func (b *Balancer) Servers() (addrs []netip.Addr) {
+	for _, backend := range b.Maps.ReadBackends(func(uint32) bool { return true }) {
+		addrs = append(addrs, backend.Addr())
+	}
+	return addrs
+}
+
 // Refresh resolves all next hops anew, follows changed MACs of the interfaces,
 // and settles the VIPs that can be.
 func (b *Balancer) Refresh() (r Refreshed, err error) {
@@ -26,11 +33,7 @@ func (b *Balancer) Refresh() (r Refreshed, err error) {
 	if err != nil {
 		return r, err
 	}
-	var addrs []netip.Addr
-	for _, backend := range b.Maps.ReadBackends(func(uint32) bool { return true }) {
-		addrs = append(addrs, backend.Addr())
-	}
-	hops, err := ResolveNextHops(context.Background(), addrs, probeWait)
+	hops, err := nextHops(b.Servers())
 	if err != nil {
 		return r, err
 	}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/pflag"
+
+	"github.com/xdplb/xdplb/loader"
+	"github.com/xdplb/xdplb/maps"
+)
+
+func vipCommands() []command {
+	return []command{
+		{name: "vip add", args: "VIP", min: 1, max: 1, changes: true, summary: "add a VIP", setup: setupVIP((*loader.Balancer).AddVIP)},
+		{name: "vip set", args: "VIP", min: 1, max: 1, changes: true, summary: "change what the flags name", setup: setupVIP((*loader.Balancer).SetVIP)},
+		{name: "vip del", args: "VIP", min: 1, max: 1, changes: true, summary: "delete a VIP and its backends", setup: noFlags(vipDel)},
+		{name: "vip list", args: "[VIP]", max: 1, summary: "list VIPs", setup: noFlags(vipList)},
+	}
+}
+
+// setupVIP serves add and set: what they take is the same.
+func setupVIP(apply func(*loader.Balancer, maps.VIP, loader.VIPOptions) error) func(*pflag.FlagSet) func(*env) error {
+	return func(flags *pflag.FlagSet) func(*env) error {
+		mode := flags.String("mode", "", "how packets reach the backends: dr (default) or tun")
+		scheduler := flags.String("scheduler", "", "maglev (default) or source")
+		prefix := flags.Uint8("source-prefix", 0, "with source: `BITS` of the client's address that count (default all)")
+		track := flags.String("track", "", "follow flows while something `changes` (default), or all")
+		size := flags.Uint32("table-size", 0, fmt.Sprintf("slots of the lookup table, a prime from %d to %d (default %d)", maps.MinTableSize, maps.MaxTableSize, maps.DefaultTableSize))
+		assign := flags.String("assign", "", "put the address on this `IFACE` and announce it")
+		return func(e *env) error {
+			v, err := maps.ParseVIP(e.args[0])
+			if err != nil {
+				return usageError{err}
+			}
+			var o loader.VIPOptions
+			if err := parseVIPOptions(&o, flags, *mode, *scheduler, *track); err != nil {
+				return usageError{err}
+			}
+			if flags.Changed("source-prefix") {
+				o.SourcePrefix = prefix
+			}
+			if flags.Changed("table-size") {
+				o.TableSize = size
+			}
+			if flags.Changed("assign") {
+				o.Assign = assign
+			}
+			return change(e, func(b *loader.Balancer) error { return apply(b, v, o) })
+		}
+	}
+}
+
+func parseVIPOptions(o *loader.VIPOptions, flags *pflag.FlagSet, mode, scheduler, track string) error {
+	if flags.Changed("mode") {
+		m, err := loader.ParseMode(mode)
+		if err != nil {
+			return err
+		}
+		o.Mode = &m
+	}
+	if flags.Changed("scheduler") {
+		s, err := loader.ParseScheduler(scheduler)
+		if err != nil {
+			return err
+		}
+		o.Scheduler = &s
+	}
+	if flags.Changed("track") {
+		all := track == "all"
+		if !all && track != "changes" {
+			return fmt.Errorf("--track %s: use changes or all", track)
+		}
+		o.TrackAll = &all
+	}
+	return nil
+}
+
+// change runs a change under the lock.
+func change(e *env, f func(*loader.Balancer) error) (err error) {
+	b, err := loader.OpenLocked(e.pins)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	return f(b)
+}
+
+func vipDel(e *env) error {
+	v, err := maps.ParseVIP(e.args[0])
+	if err != nil {
+		return usageError{err}
+	}
+	return change(e, func(b *loader.Balancer) error { return b.DeleteVIP(v) })
+}
+
+// optionalVIP is the VIP that a listing is limited to.
+func optionalVIP(args []string) (*maps.VIP, error) {
+	if len(args) == 0 {
+		return nil, nil
+	}
+	v, err := maps.ParseVIP(args[0])
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return &v, nil
+}
+
+func vipList(e *env) error {
+	views, err := readViews(e, false)
+	if err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(map[string]any{"vips": jsonOf(views, false)})
+	}
+	table := newTable(e.stdout)
+	table.row("VIP", "SCHEDULER", "MODE", "TRACK", "SLOTS", "STATE", "BACKENDS")
+	for _, v := range views {
+		table.row(v.VIP.String(), schedulerText(&v), loader.Mode(v.Mode).String(), trackText(&v),
+			fmt.Sprint(v.TableSize), vipState(&v), fmt.Sprint(len(v.Backends)))
+	}
+	table.flush()
+	return nil
+}
+
+func schedulerText(v *loader.VIPView) string {
+	f := v.InUse()
+	if f.Scheduler == maps.SchedulerSource {
+		return fmt.Sprintf("%s/%d", f.Scheduler, loader.SourcePrefix(&v.Service))
+	}
+	return f.Scheduler.String()
+}
+
+// vipState says how much of the table follows flows of late changes.
+func vipState(v *loader.VIPView) string {
+	if v.MovingSlots == 0 {
+		return "settled"
+	}
+	percent := float64(v.MovingSlots) / float64(v.TableSize) * 100
+	if percent < 1 {
+		return "rebalancing <1 %"
+	}
+	return fmt.Sprintf("rebalancing %.0f %%", percent)
+}
+
+func readViews(e *env, counters bool) ([]loader.VIPView, error) {
+	only, err := optionalVIP(e.args)
+	if err != nil {
+		return nil, err
+	}
+	b, err := loader.Open(e.pins)
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	return b.Views(only, counters)
+}
