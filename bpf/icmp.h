@@ -8,7 +8,6 @@ enum {
 	message_rate = 1000, /* a second, CPU and kind: pings must not silence packet-too-big */
 	message_ttl = 64,
 	quote_max = 548,     /* IPv4: a message of 576 bytes (RFC 1812, 4.3.2.3); well below IPv6's 1280 */
-	icmp_size = 8,
 	ports_size = 4,
 };
 
@@ -43,34 +42,69 @@ ALWAYS_INLINE bool is_icmp_error(const struct packet *packet, __u8 type)
 	return type == icmp_unreachable || type == icmp_time_exceeded || type == icmp_parameter_problem;
 }
 
-/* Fills `quoted` up to its transport header, of which an error may hold as little as 8 bytes (RFC 792). */
-ALWAYS_INLINE bool parse_quoted(struct cursor *cursor, struct packet *quoted)
+ALWAYS_INLINE bool is_too_big(const struct packet *packet, const struct icmp_message *icmp)
 {
-	bool done = false;
+	if (packet->ipv6)
+		return icmp->type == icmpv6_too_big;
+	return icmp->type == icmp_unreachable && icmp->code == icmp_code_fragmentation_needed;
+}
 
+/*
+ * Parses the headers that an error quotes, from quoted->l3 to the ports: it may hold as little as 8 bytes behind
+ * the IP header (RFC 792). Tunnels have no ports. Returns 0, or -1 if this is nothing to follow.
+ */
+int parse_quoted(struct xdp_md *ctx, struct packet *quoted);
+
+__noinline int parse_quoted(struct xdp_md *ctx, struct packet *quoted)
+{
+	__be16 *ports;
+
+	if (!quoted)
+		return -1;
 	if (!quoted->ipv6) {
-		struct iphdr *ip = cursor_peek(cursor, sizeof(*ip));
+		struct iphdr *ip = frame_at(ctx, quoted->l3 & l4_mask, sizeof(*ip));
 
 		if (!ip || ip->version != 4 || ip->ihl < sizeof(*ip) / 4 ||
 		    ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET))
-			return false;
-		cursor->at += ip->ihl * 4;
+			return -1;
+		quoted->l4 = quoted->l3 + ip->ihl * 4;
 		quoted->tuple.proto = ip->protocol;
 		map_ipv4(&quoted->tuple.src, ip->saddr);
 		map_ipv4(&quoted->tuple.dst, ip->daddr);
 	} else {
-		struct ipv6hdr *ip = cursor_take(cursor, sizeof(*ip));
+		struct ipv6hdr *ip = frame_at(ctx, quoted->l3 & l4_mask, sizeof(*ip));
 
 		if (!ip || ip->version != 6)
-			return false;
+			return -1;
+		quoted->l4 = quoted->l3 + sizeof(*ip);
 		quoted->tuple.proto = ip->nexthdr;
 		copy_ipv6(&quoted->tuple.src, &ip->saddr);
 		copy_ipv6(&quoted->tuple.dst, &ip->daddr);
-		for (int i = 0; i < extension_max && !done; i++)
-			if (!parse_extension(cursor, quoted, &done))
-				return false;
+		if (is_extension(ip->nexthdr) && skip_extensions(ctx, quoted))
+			return -1;
 	}
-	return quoted->kind != packet_later_fragment;
+	if (quoted->kind == packet_later_fragment)
+		return -1;
+	if (quoted->tuple.proto == IPPROTO_IPIP || quoted->tuple.proto == IPPROTO_IPV6)
+		return 0;
+	if (quoted->tuple.proto != IPPROTO_TCP && quoted->tuple.proto != IPPROTO_UDP)
+		return -1;
+	ports = frame_at(ctx, quoted->l4 & l4_mask, ports_size);
+	if (!ports || quoted->l4 + ports_size > quoted->length) /* behind the packet there may be padding */
+		return -1;
+	quoted->tuple.sport = bpf_ntohs(ports[0]);
+	quoted->tuple.dport = bpf_ntohs(ports[1]);
+	return 0;
+}
+
+/* What an ICMP error quotes begins behind its header; `length` is here where it ends in the frame. */
+ALWAYS_INLINE struct packet quoted_by(const struct packet *packet)
+{
+	return (struct packet){
+		.ipv6 = packet->ipv6,
+		.l3 = packet->l4 + sizeof(struct icmp_message),
+		.length = packet->l3 + packet->length,
+	};
 }
 
 ALWAYS_INLINE bool same_address(const union address *a, const union address *b)
@@ -81,22 +115,17 @@ ALWAYS_INLINE bool same_address(const union address *a, const union address *b)
 /* If the packet is an ICMP error about a packet that a VIP sent, the packet goes on as that flow. */
 static __noinline bool follow_quoted(struct xdp_md *ctx, struct packet *packet)
 {
-	struct cursor cursor = cursor_at(ctx, packet->l4 & l4_mask);
-	struct icmp_message *icmp = cursor_take(&cursor, sizeof(*icmp));
-	struct packet quoted = { .ipv6 = packet->ipv6 };
+	struct icmp_message *icmp = frame_at(ctx, packet->l4 & l4_mask, sizeof(*icmp));
+	struct packet quoted = quoted_by(packet);
 	struct tuple *tuple = &packet->tuple;
-	__be16 *ports;
 
-	if (!icmp || !is_icmp_error(packet, icmp->type) || !parse_quoted(&cursor, &quoted))
+	if (!icmp || !is_icmp_error(packet, icmp->type) || parse_quoted(ctx, &quoted))
 		return false;
-	if (quoted.tuple.proto != IPPROTO_TCP && quoted.tuple.proto != IPPROTO_UDP)
-		return false;
-	ports = cursor_peek(&cursor, ports_size);
-	if (!ports || !same_address(&quoted.tuple.src, &tuple->dst))
+	if (!quoted.tuple.sport || !same_address(&quoted.tuple.src, &tuple->dst))
 		return false;
 	tuple->src = quoted.tuple.dst;
-	tuple->sport = bpf_ntohs(ports[1]);
-	tuple->dport = bpf_ntohs(ports[0]);
+	tuple->sport = quoted.tuple.dport;
+	tuple->dport = quoted.tuple.sport;
 	tuple->proto = quoted.tuple.proto;
 	packet->kind = packet_icmp_error;
 	return true;

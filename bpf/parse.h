@@ -47,7 +47,8 @@ struct packet {
 	bool answered; /* the frame has become a message to the client */
 };
 
-enum { tag_max = 2, extension_max = 6 };
+enum { tag_max = 2, extension_max = 6, icmp_size = 8 };
+enum { l3_mask = 31, l4_mask = 0x3fff }; /* bounds that the verifier can use */
 
 #define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV4_FRAGMENT_OFFSET 0x1fff
@@ -70,8 +71,7 @@ struct fragment_header {
 ALWAYS_INLINE void map_ipv4(union address *to, __be32 address)
 {
 	to->quads[0] = 0;
-	to->words[2] = bpf_htonl(0xffff);
-	to->words[3] = address;
+	to->quads[1] = (__u64)address << 32 | bpf_htonl(0xffff); /* in one store: it is read as one word */
 }
 
 ALWAYS_INLINE void copy_ipv6(union address *to, const struct in6_addr *address)
@@ -159,52 +159,55 @@ ALWAYS_INLINE bool parse_ipv4(struct xdp_md *ctx, struct cursor *cursor, struct 
 	return true;
 }
 
-/* Steps over one extension header; returns false when the packet is not ours. `done` at the transport. */
-ALWAYS_INLINE bool parse_extension(struct cursor *cursor, struct packet *packet, bool *done)
+ALWAYS_INLINE bool is_extension(__u8 proto)
 {
-	__u32 size = sizeof(struct extension);
-	struct extension *extension;
+	return proto == IPPROTO_HOPOPTS || proto == IPPROTO_DSTOPTS || proto == IPPROTO_ROUTING ||
+	       proto == IPPROTO_FRAGMENT;
+}
 
-	switch (packet->tuple.proto) {
-	case IPPROTO_HOPOPTS:
-	case IPPROTO_DSTOPTS:
-	case IPPROTO_ROUTING:
-	case IPPROTO_FRAGMENT:
-		break;
-	default:
-		*done = true;
-		return true;
-	}
-	extension = cursor_peek(cursor, size);
-	if (!extension)
-		return false;
-	if (packet->tuple.proto == IPPROTO_FRAGMENT) {
-		struct fragment_header *fragment = (void *)extension;
-		__u16 offset = bpf_ntohs(fragment->offset);
+/*
+ * Steps over extension headers, from packet->l4 to the transport header, or to where the ports would be in a later
+ * fragment. Returns 0, or -1 if the packet is not ours. A global function: verified once, not for every caller.
+ */
+int skip_extensions(struct xdp_md *ctx, struct packet *packet);
 
-		packet->fragment_id = fragment->id;
-		if (offset & 0xfff8) {
-			packet->kind = packet_later_fragment;
-			*done = true;
-		} else if (offset & 1) {
-			packet->kind = packet_first_fragment;
+__noinline int skip_extensions(struct xdp_md *ctx, struct packet *packet)
+{
+	if (!packet)
+		return -1;
+	for (int i = 0; i < extension_max && is_extension(packet->tuple.proto); i++) {
+		struct extension *extension = frame_at(ctx, packet->l4 & l4_mask, sizeof(*extension));
+		__u16 size = sizeof(*extension);
+
+		if (!extension)
+			return -1;
+		if (packet->tuple.proto == IPPROTO_FRAGMENT) {
+			struct fragment_header *fragment = (void *)extension;
+			__u16 offset = bpf_ntohs(fragment->offset);
+
+			packet->fragment_id = fragment->id;
+			if (offset & 0xfff8) {
+				packet->kind = packet_later_fragment;
+				packet->tuple.proto = extension->next;
+				return 0;
+			}
+			if (offset & 1)
+				packet->kind = packet_first_fragment;
+		} else {
+			/* On its way through routers that it names: the address is not its destination yet. */
+			if (packet->tuple.proto == IPPROTO_ROUTING && extension->segments_left)
+				return -1;
+			size += extension->length * 8;
 		}
-	} else {
-		/* On its way through routers that it names: the address is not its destination yet. */
-		if (packet->tuple.proto == IPPROTO_ROUTING && extension->segments_left)
-			return false;
-		size += extension->length * 8;
+		packet->tuple.proto = extension->next;
+		packet->l4 += size;
 	}
-	packet->tuple.proto = extension->next;
-	packet->l4 += size;
-	cursor->at += size;
-	return true;
+	return 0;
 }
 
 ALWAYS_INLINE bool parse_ipv6(struct xdp_md *ctx, struct cursor *cursor, struct packet *packet)
 {
 	struct ipv6hdr *ip = cursor_take(cursor, sizeof(*ip));
-	bool done = false;
 
 	if (!ip || ip->version != 6 || !ip->payload_len)
 		return false;
@@ -218,9 +221,11 @@ ALWAYS_INLINE bool parse_ipv6(struct xdp_md *ctx, struct cursor *cursor, struct 
 	packet->tuple.proto = ip->nexthdr;
 	copy_ipv6(&packet->tuple.src, &ip->saddr);
 	copy_ipv6(&packet->tuple.dst, &ip->daddr);
-	for (int i = 0; i < extension_max && !done; i++)
-		if (!parse_extension(cursor, packet, &done))
+	if (is_extension(ip->nexthdr)) {
+		if (skip_extensions(ctx, packet))
 			return false;
+		*cursor = cursor_at(ctx, packet->l4 & l4_mask);
+	}
 	return true;
 }
 
@@ -280,7 +285,7 @@ ALWAYS_INLINE bool parse(struct xdp_md *ctx, struct packet *packet)
 		return parse_tcp(&cursor, packet);
 	if (packet->tuple.proto == IPPROTO_UDP)
 		return parse_udp(&cursor, packet);
-	if (packet->tuple.proto == icmp && packet->kind == packet_whole) {
+	if (packet->tuple.proto == icmp && packet->kind == packet_whole && fits_packet(packet, icmp_size)) {
 		packet->kind = packet_icmp;
 		return true;
 	}

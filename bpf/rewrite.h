@@ -6,8 +6,6 @@
 
 #include "parse.h"
 
-enum { l3_mask = 31, l4_mask = 0x3fff }; /* bounds the verifier can use */
-
 ALWAYS_INLINE __u16 fold_checksum(__u64 sum)
 {
 	sum = (sum & 0xffffffff) + (sum >> 32);
@@ -32,13 +30,14 @@ ALWAYS_INLINE bool decrement_ttl(struct xdp_md *ctx, const struct packet *packet
 		ip->hop_limit -= 1;
 	} else {
 		struct iphdr *ip = frame_at(ctx, packet->l3 & l3_mask, sizeof(*ip));
-		__u16 *ttl_and_proto = (__u16 *)&ip->ttl, before;
+		__u16 *ttl_and_proto = (__u16 *)&ip->ttl, before, after;
 
 		if (!ip)
 			return false;
 		before = *ttl_and_proto;
-		ip->ttl -= 1;
-		ip->check = update_checksum(ip->check, before, *ttl_and_proto);
+		after = before - bpf_htons(0x0100);
+		*ttl_and_proto = after;
+		ip->check = update_checksum(ip->check, before, after);
 	}
 	return true;
 }

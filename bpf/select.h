@@ -10,11 +10,15 @@
  */
 ALWAYS_INLINE __u64 tuple_hash(const struct settings *settings, const struct tuple *tuple)
 {
-	const __u64 *words = (const __u64 *)tuple;
+	/* The last word by fields: the CPU cannot forward several small stores to one load. */
+	const __u64 words[] = {
+		tuple->src.quads[0], tuple->src.quads[1], tuple->dst.quads[0], tuple->dst.quads[1],
+		tuple->sport | (__u64)tuple->dport << 16 | (__u64)tuple->proto << 32,
+	};
 	__u64 sum = 0;
 
 #pragma unroll
-	for (int i = 0; i < (int)(sizeof(*tuple) / sizeof(*words)); i++) {
+	for (int i = 0; i < (int)(sizeof(words) / sizeof(*words)); i++) {
 		__u32 low = words[i], high = words[i] >> 32;
 
 		low += settings->hash_key[2 * i];
@@ -88,7 +92,7 @@ ALWAYS_INLINE __u32 old_backend(const struct packet *packet, const struct vip *v
 }
 
 /* A packet of a moving slot: DESIGN.md, just-enough tracking. Returns a backend's id, or 0. */
-static __noinline __u32 select_moving(const struct packet *packet, const struct vip *vip, const struct slot *slot,
+static __noinline __u32 select_moving(struct packet *packet, const struct vip *vip, const struct slot *slot,
 				      const struct settings *settings)
 {
 	const struct tuple *tuple = &packet->tuple;
@@ -125,8 +129,10 @@ static __noinline __u32 select_moving(const struct packet *packet, const struct 
 		old = old_backend(packet, vip, slot, settings);
 	if (!backend_up(old))
 		old = slot->backend;
-	if (!reads_only)
+	if (!reads_only) {
 		remember_flow(tuple, old, time, states, pin.promoted);
+		packet->opens = tuple->proto == IPPROTO_UDP; /* to be counted: where every flow is pinned, it is new */
+	}
 	return old;
 }
 
@@ -147,17 +153,21 @@ ALWAYS_INLINE struct backend *select_backend(struct packet *packet, const struct
 	return find_backend(id);
 }
 
+/* Port and protocol in one store, as the map reads them. */
+ALWAYS_INLINE struct vip *lookup_vip(struct vip_key *key, __u16 port, __u8 proto)
+{
+	__u64 tail = port | (__u32)proto << 16;
+
+	__builtin_memcpy(&key->port, &tail, sizeof(tail));
+	return bpf_map_lookup_elem(&vips, key);
+}
+
 ALWAYS_INLINE struct vip *find_vip(const struct packet *packet, const struct settings *settings)
 {
-	struct vip_key key = {
-		.address = packet->tuple.dst,
-		.port = packet->tuple.dport,
-		.proto = packet->tuple.proto,
-	};
-	struct vip *vip = bpf_map_lookup_elem(&vips, &key);
+	struct vip_key key = { .address = packet->tuple.dst };
+	struct vip *vip = lookup_vip(&key, packet->tuple.dport, packet->tuple.proto);
 
 	if (vip || !(settings->flags & setting_any_port))
 		return vip;
-	key.port = 0;
-	return bpf_map_lookup_elem(&vips, &key);
+	return lookup_vip(&key, 0, packet->tuple.proto);
 }

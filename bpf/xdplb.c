@@ -87,8 +87,10 @@ ALWAYS_INLINE enum reason balance(struct xdp_md *ctx, struct packet *packet)
 
 	if (!settings || !parse(ctx, packet))
 		return passed;
-	if (packet->kind == packet_icmp && !follow_quoted(ctx, packet))
+	if (packet->kind == packet_icmp && !follow_quoted(ctx, packet)) {
+		learn_path_mtu(ctx, packet, settings);
 		return answer_echo(ctx, packet, settings);
+	}
 	if (packet->kind == packet_later_fragment && !recall_fragment(packet, settings))
 		return lost_fragment(packet, settings);
 

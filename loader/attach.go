@@ -113,7 +113,7 @@ func attachFirst(dir string, links []netlink.Link, o AttachOptions) (done []Atta
 		return nil, err
 	}
 	defer m.Close()
-	temporary := fmt.Sprintf("%s_new_%d", dir, os.Getpid())
+	temporary := temporaryPins(dir)
 	if err := os.Mkdir(temporary, 0o700); err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, errors.Unwrap(err))
 	}
@@ -264,7 +264,7 @@ func (b *Balancer) attachOne(link netlink.Link, o AttachOptions) (done Attached,
 			_ = b.Maps.DeleteInterface(r.Number)
 		}
 	}
-	done, off, err = putOn(linkPin(b.dir, r.Ifindex), link, program, o.Mode)
+	done, takeOff, err := putOn(linkPin(b.dir, r.Ifindex), link, program, o.Mode)
 	if err != nil {
 		restore()
 		return done, nil, err
@@ -273,5 +273,10 @@ func (b *Balancer) attachOne(link netlink.Link, o AttachOptions) (done Attached,
 	if done.Mode == XDPGeneric {
 		r.Flags |= uint32(bpf.XdplbInterfaceFlagInterfaceGeneric)
 	}
-	return done, func() { off(); restore() }, b.Maps.PutInterface(r)
+	off = func() { takeOff(); restore() }
+	if err := b.Maps.PutInterface(r); err != nil {
+		off()
+		return done, nil, err
+	}
+	return done, off, nil
 }

@@ -38,7 +38,12 @@ func Detach(dir string, ifaces []string, purge bool) (names []string, err error)
 		return names, nil
 	}
 	b.unassignAll()
-	return names, os.RemoveAll(dir)
+	// Out of the way at once: half of the pins would be no balancer, and no room for one.
+	away := temporaryPins(dir)
+	if err := os.Rename(dir, away); err != nil {
+		return nil, fmt.Errorf("removing the pins: %w", err)
+	}
+	return names, os.RemoveAll(away)
 }
 
 // attachedAs checks that every interface is attached.

@@ -42,6 +42,9 @@ func putOn(pin string, device netlink.Link, program *ebpf.Program, mode XDPMode)
 		return done, nil, fmt.Errorf("attaching in %s mode: %w; try another --xdp-mode, or see: xdplb attach %s --dry-run", done.Mode, err, attrs.Name)
 	}
 	defer l.Close()
+	if done.Mode == XDPGeneric {
+		done.Warning = sentences(done.Warning, genericFindings(attrs.Name))
+	}
 	if err := l.Pin(pin); err != nil {
 		return done, nil, fmt.Errorf("pinning the link: %w", err)
 	}
@@ -126,4 +129,25 @@ func takeOff(pin string) error {
 		return fmt.Errorf("detaching: %w", err)
 	}
 	return nil
+}
+
+// genericFindings is what breaks in generic mode as the interface is set up now.
+func genericFindings(iface string) (text string) {
+	device, err := InspectDevice(iface)
+	if err != nil {
+		return "" // a warning that cannot be given is no reason not to attach
+	}
+	for _, f := range device.Findings {
+		if f.Mode == string(XDPGeneric) {
+			text = sentences(text, fmt.Sprintf("%s %s: %s; mend: %s", f.Feature, f.State, f.Why, f.Mend))
+		}
+	}
+	return text
+}
+
+func sentences(a, b string) string {
+	if a == "" || b == "" {
+		return a + b
+	}
+	return a + "; " + b
 }

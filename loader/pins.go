@@ -90,7 +90,10 @@ func pinnedLinks(dir string) ([]uint32, error) {
 	return all, nil
 }
 
-// removeStale removes the temporary directories of killed attaches.
+// temporaryPins is where pins are made, and where they go to be removed.
+func temporaryPins(dir string) string { return fmt.Sprintf("%s_new_%d", dir, os.Getpid()) }
+
+// removeStale removes the temporary directories of commands that were killed.
 func removeStale(dir string) error {
 	names, err := filepath.Glob(dir + "_new_*")
 	if err != nil {
@@ -98,7 +101,7 @@ func removeStale(dir string) error {
 	}
 	for _, name := range names {
 		if err := os.RemoveAll(name); err != nil {
-			return fmt.Errorf("%s: left by a killed attach: %w", name, err)
+			return fmt.Errorf("%s: left by a killed command: %w", name, err)
 		}
 	}
 	return nil

@@ -1,8 +1,11 @@
 package loader
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+
+	"github.com/cilium/ebpf"
 
 	"github.com/xdplb/xdplb/bpf"
 	"github.com/xdplb/xdplb/maps"
@@ -37,9 +40,9 @@ type VIPView struct {
 	maps.Counters
 }
 
-// Views reads all VIPs, or one. Counters and connections are read if asked for:
-// connections take a walk through the flow tables.
-func (b *Balancer) Views(only *maps.VIP, counters bool) ([]VIPView, error) {
+// Views reads all VIPs, or one. Live also reads counters and connections, which
+// takes a walk through the flow tables.
+func (b *Balancer) Views(only *maps.VIP, live bool) ([]VIPView, error) {
 	services, err := b.services(Selection{VIP: only})
 	if err != nil {
 		return nil, err
@@ -53,14 +56,17 @@ func (b *Balancer) Views(only *maps.VIP, counters bool) ([]VIPView, error) {
 		return nil, err
 	}
 	var active map[uint32]int
-	if counters {
+	if live {
 		if active, err = b.activeFlows(now); err != nil {
 			return nil, err
 		}
 	}
 	var views []VIPView
 	for _, s := range services {
-		view, err := b.view(s, byVIP[s.Id], counters, active, now)
+		view, err := b.view(s, byVIP[s.Id], active, now)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			continue // deleted while we read
+		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.VIP, err)
 		}
@@ -86,7 +92,8 @@ func (b *Balancer) activeFlows(now uint64) (map[uint32]int, error) {
 	return active, err
 }
 
-func (b *Balancer) view(s maps.Service, records []maps.Backend, counters bool, active map[uint32]int, now uint64) (VIPView, error) {
+// view makes the view of one VIP; without active flows it is not live.
+func (b *Balancer) view(s maps.Service, records []maps.Backend, active map[uint32]int, now uint64) (VIPView, error) {
 	v := VIPView{Service: s}
 	slots, err := b.Maps.Table(s.Id)
 	if err != nil {
@@ -94,17 +101,17 @@ func (b *Balancer) view(s maps.Service, records []maps.Backend, counters bool, a
 	}
 	v.MovingSlots = maps.Moving(slots)
 	places := make(map[uint32]netip.AddrPort)
-	pinned := s.Has(bpf.XdplbVipFlagVipPinAll)
-	young := now-s.ChangedAt <= b.Settings.Idle(s.Proto)
+	live, pinned, followed := active != nil, s.Has(bpf.XdplbVipFlagVipPinAll), s.ChangedAt
 	if pinned {
-		young = now-s.PinnedSince <= b.Settings.Idle(s.Proto) && s.PinnedSince != s.ChangedAt
+		followed = s.PinnedSince
 	}
+	young := now-followed <= b.Settings.Idle(s.Proto)
 	for i := range records {
 		record := &records[i]
 		places[record.Id] = record.AddrPort()
 		view := viewOf(record)
-		view.Active = Active{Known: pinned || view.Draining || view.Weight == 0, AtLeast: young, Count: active[record.Id]}
-		if counters {
+		view.Active = Active{Known: live && (pinned || view.Draining || view.Weight == 0), AtLeast: young, Count: active[record.Id]}
+		if live {
 			if view.Counters, err = b.Maps.BackendCounters(record.Id); err != nil {
 				return v, err
 			}
@@ -115,9 +122,9 @@ func (b *Balancer) view(s maps.Service, records []maps.Backend, counters bool, a
 		}
 		v.Active.Count += view.Active.Count
 	}
-	v.Active.Known, v.Active.AtLeast = pinned, young
+	v.Active.Known, v.Active.AtLeast = live && pinned, young
 	v.Fingerprint = maps.Digest(slots, func(id uint32) netip.AddrPort { return places[id] })
-	if counters {
+	if live {
 		retired, err := b.Maps.RetiredCounters(s.Id)
 		if err != nil {
 			return v, err

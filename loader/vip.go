@@ -145,6 +145,9 @@ func (b *Balancer) AddVIP(v maps.VIP, o VIPOptions) error {
 	}
 	c.service.Function = bpf.XdplbSlotFunction{Scheduler: uint8(c.function.Scheduler), SourcePrefix: c.function.SourcePrefix}
 	c.service.ChangedAt = now
+	if c.service.PinnedSince != 0 {
+		c.service.PinnedSince = 1 // all its flows are pinned, from the first
+	}
 	if o.Assign != nil {
 		if err := c.assign(*o.Assign); err != nil {
 			return fmt.Errorf("%s: %w", v, err)

@@ -103,7 +103,7 @@ func backendDel(e *env) error {
 }
 
 func backendList(e *env) error {
-	views, err := readViews(e, true)
+	views, err := readViews(e)
 	if err != nil {
 		return err
 	}

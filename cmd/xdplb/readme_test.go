@@ -60,15 +60,16 @@ func runOn(t *testing.T, n *lab.Node, line string) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	args := strings.Fields(line)
-	name := args[0]
-	if name == "xdplb" {
-		name = binary(t)
+	cmd := n.Command(ctx, args[0], args[1:]...)
+	if args[0] == "xdplb" { // this binary: see TestMain
+		cmd = n.Command(ctx, "/proc/self/exe", args[1:]...)
+		cmd.Args[0] = "xdplb"
 	}
-	out, err := n.Command(ctx, name, args[1:]...).CombinedOutput()
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s# %s: %v\n%s", n.Name, line, err, out)
 	}
-	if len(out) == 0 && name == "curl" {
+	if len(out) == 0 && args[0] == "curl" {
 		t.Fatalf("%s# %s: no answer", n.Name, line)
 	}
 }

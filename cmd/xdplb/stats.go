@@ -149,7 +149,7 @@ func setupStats(flags *pflag.FlagSet) func(*env) error {
 }
 
 func readStats(e *env) (views []loader.VIPView, p maps.Packets, err error) {
-	if views, err = readViews(e, true); err != nil {
+	if views, err = readViews(e); err != nil {
 		return nil, p, err
 	}
 	m, err := maps.Open(e.pins)

@@ -106,7 +106,7 @@ func optionalVIP(args []string) (*maps.VIP, error) {
 }
 
 func vipList(e *env) error {
-	views, err := readViews(e, false)
+	views, err := readViews(e)
 	if err != nil {
 		return err
 	}
@@ -143,7 +143,7 @@ func vipState(v *loader.VIPView) string {
 	return fmt.Sprintf("rebalancing %.0f %%", percent)
 }
 
-func readViews(e *env, counters bool) ([]loader.VIPView, error) {
+func readViews(e *env) ([]loader.VIPView, error) {
 	only, err := optionalVIP(e.args)
 	if err != nil {
 		return nil, err
@@ -153,5 +153,5 @@ func readViews(e *env, counters bool) ([]loader.VIPView, error) {
 		return nil, err
 	}
 	defer b.Close()
-	return b.Views(only, counters)
+	return b.Views(only, true)
 }

@@ -1,0 +1,95 @@
+//go:build ignore
+
+// SPDX-License-Identifier: (GPL-2.0-only OR MIT)
+/*
+ * What drives the measured programs: BPF_PROG_RUN repeats without resetting the packet, so this puts the frame
+ * back as it was, gives it another tuple out of `flows`, and hands it on by a tail call.
+ */
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+enum { template_max = 96, address_size = 4 };
+
+/* The frame, and where its varying parts stand. */
+struct frame_template {
+	__u8 bytes[template_max];
+	__u32 length;  /* of the whole frame */
+	__u32 source;  /* offset of the last four bytes of the client's address */
+	__u32 vip;     /* offset of the last four bytes of the VIP's */
+	__u32 flows;   /* a power of two */
+	__u32 vips;    /* a power of two; addresses that follow each other */
+	__u32 next;
+	__u32 stride;  /* odd: neighbours in time are no neighbours in memory */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct frame_template);
+	__uint(max_entries, 1);
+} template SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+	__uint(max_entries, 1);
+} target SEC(".maps");
+
+static inline __attribute__((always_inline)) void write_number(struct xdp_md *ctx, __u32 offset, __u32 number)
+{
+	void *at = (void *)(long)ctx->data + (offset & 127);
+
+	if (at + sizeof(__u32) <= (void *)(long)ctx->data_end)
+		*(__be32 *)at = bpf_htonl(number);
+}
+
+static inline __attribute__((always_inline)) __u32 number_at(const struct frame_template *t, __u32 offset)
+{
+	offset &= 63;
+	return bpf_ntohl(*(const __be32 *)&t->bytes[offset]);
+}
+
+SEC("xdp.frags")
+int drive(struct xdp_md *ctx)
+{
+	__u32 zero = 0, i;
+	struct frame_template *t = bpf_map_lookup_elem(&template, &zero);
+	long grown;
+
+	if (!t)
+		return XDP_ABORTED;
+	grown = (long)((void *)(long)ctx->data_end - (void *)(long)ctx->data) - (long)t->length;
+	if (grown && bpf_xdp_adjust_head(ctx, grown))
+		return XDP_ABORTED;
+	if ((void *)(long)ctx->data + template_max > (void *)(long)ctx->data_end)
+		return XDP_ABORTED;
+	__builtin_memcpy((void *)(long)ctx->data, t->bytes, template_max);
+	i = t->next;
+	t->next = i + t->stride;
+	write_number(ctx, t->source, number_at(t, t->source) + (i & (t->flows - 1)));
+	write_number(ctx, t->vip, number_at(t, t->vip) + ((i >> 3) & (t->vips - 1)));
+	bpf_tail_call(ctx, &target, 0);
+	return XDP_ABORTED;
+}
+
+/* The floor: the least that an XDP program does that sends a frame back. */
+SEC("xdp.frags")
+int swap_macs(struct xdp_md *ctx)
+{
+	__u16 *mac = (void *)(long)ctx->data, word;
+
+	if ((void *)(mac + 6) > (void *)(long)ctx->data_end)
+		return XDP_DROP;
+#pragma unroll
+	for (int i = 0; i < 3; i++) {
+		word = mac[i];
+		mac[i] = mac[i + 3];
+		mac[i + 3] = word;
+	}
+	return XDP_TX;
+}
+
+char _license[] SEC("license") = "Dual MIT/GPL";

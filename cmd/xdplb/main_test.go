@@ -1,0 +1,17 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// TestMain lets tests run this binary under other names: started as xdplb it is the program, and scripts have
+// more. Where they come from: script_test.go.
+func TestMain(m *testing.M) {
+	testscript.Main(&tidyRun{m}, map[string]func(){
+		"xdplb": main,
+		"on":    onMain, "until": untilMain, "refused": refusedMain,
+		"udp": udpMain, "hold": holdMain, "bulk": bulkMain, "ttl": ttlMain,
+	})
+}
