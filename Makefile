@@ -6,7 +6,10 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 TEST_TOOLS = nginx:nginx-light curl:curl ping:iputils-ping ip:iproute2 ethtool:ethtool tcpdump:tcpdump
 GENERATE_TOOLS = clang-19:clang-19 llvm-strip-19:llvm-19 /usr/include/bpf/bpf_helpers.h:libbpf-dev
 
-.PHONY: build demo test check generate tools generate-tools clean
+# what the bench compares with
+BENCH_TOOLS = nft:nftables haproxy:haproxy nginx:nginx-light /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream
+
+.PHONY: build demo test bench check generate tools bench-tools generate-tools clean
 
 build:
 	$(GO) build -o xdplb ./cmd/xdplb
@@ -17,6 +20,10 @@ demo: build
 # one package at a time: some tests allow an open connection no pause of 3 s
 test: tools
 	$(GO) test -count=1 -p 1 -timeout 45m ./...
+
+# nanoseconds over the floor, frames a second on a wire, and what changes take; benchstat reads it
+bench: bench-tools
+	$(GO) run ./cmd/xdplb/internal/bench
 
 # generated code is what clang makes, and the static checks have nothing to say
 check: generate-tools
@@ -37,6 +44,9 @@ endef
 
 tools:
 	$(call install,$(TEST_TOOLS))
+
+bench-tools:
+	$(call install,$(BENCH_TOOLS))
 
 generate-tools:
 	$(call install,$(GENERATE_TOOLS))

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xdplb/xdplb/cmd/xdplb/internal/lab"
+)
+
+// TestChangesAreLogged: every change, and no listing, tells syslog who did what, and the state before and after.
+func TestChangesAreLogged(t *testing.T) {
+	network, err := lab.BuildNetwork(lab.Plan{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := network.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	var log net.PacketConn
+	err = network.Balancer.Do(func() (err error) {
+		// Where log/syslog looks when there is no /dev/log, which nodes hide.
+		if err := unix.Mount("tmpfs", "/var/run", "tmpfs", 0, ""); err != nil {
+			return err
+		}
+		log, err = net.ListenPacket("unixgram", "/var/run/log")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	for _, line := range []string{
+		"xdplb attach eth0",
+		"xdplb vip add 192.0.2.10:80",
+		"xdplb vip list",
+		"xdplb backend add 192.0.2.10:80 192.0.2.11 --weight 3",
+		"xdplb drain 192.0.2.11",
+	} {
+		runOn(t, network.Balancer, line)
+	}
+	for _, wanted := range [][]string{
+		{"attach eth0: done", "before: nothing", "after: no VIPs"},
+		{"vip add 192.0.2.10:80: done", "before: no VIPs", "after: 192.0.2.10:80/tcp maglev []"},
+		{"backend add 192.0.2.10:80 192.0.2.11: done", "after: 192.0.2.10:80/tcp maglev [192.0.2.11:80/dr/3/enabled]"},
+		{"drain 192.0.2.11: done", "before: 192.0.2.10:80/tcp maglev [192.0.2.11:80/dr/3/enabled]", "192.0.2.11:80/dr/3/drain"},
+	} {
+		message := receive(t, log)
+		for _, part := range append(wanted, "root") {
+			if !strings.Contains(message, part) {
+				t.Errorf("%q is not in %q", part, message)
+			}
+		}
+	}
+}
+
+func receive(t *testing.T, log net.PacketConn) string {
+	t.Helper()
+	if err := log.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	buffer := make([]byte, 4096)
+	n, _, err := log.ReadFrom(buffer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(buffer[:n])
+}
