@@ -2,9 +2,8 @@
 /* Load-time constants, which the verifier folds, and run-time settings. */
 #pragma once
 
+#include "cursor.h"
 #include "maps.h"
-
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 /* Index in `interfaces` of the interface that this program is attached to. */
 volatile const __u32 this_interface = 0;

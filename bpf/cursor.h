@@ -2,7 +2,12 @@
 /* The only place where packet bounds are checked. */
 #pragma once
 
-#include "config.h"
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "types.h"
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 struct cursor {
 	void *at;

@@ -139,6 +139,25 @@ func TestFrames(t *testing.T) {
 	}
 }
 
+// The header's checksum is changed, not computed: every carry shows for some id.
+func TestHeaderChecksums(t *testing.T) {
+	w := newWorld(t)
+	s := w.vip("192.0.2.10:80")
+	b := s.backend("10.0.0.11")
+	s.settle()
+	p := s.base()
+	p.payload = nil
+	seen := map[byte]bool{}
+	for id := 0; id < 1<<16; id += 37 {
+		p.id = uint16(id)
+		seen[p.bytes(t)[24]] = true
+		w.goes(fmt.Sprintf("id %d", id), p, b)
+	}
+	if len(seen) != 256 {
+		t.Errorf("checksums of %d kinds", len(seen))
+	}
+}
+
 // The outer source of IPv4 tunnels varies within --tun-spread.
 func TestTunnelSpread(t *testing.T) {
 	w := newWorld(t)

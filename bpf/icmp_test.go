@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xdplb/xdplb/bpf"
-	"github.com/xdplb/xdplb/maps"
 )
 
 var clientOf4 = netip.MustParseAddrPort(clients[false]).Addr()
@@ -266,77 +265,6 @@ func TestMessageLimit(t *testing.T) {
 			for range 3 {
 				w.drops(fmt.Sprintf("round %d: %s beyond the limit", round, kind.name), kind.frame, bpf.XdplbReasonRateLimited)
 			}
-		}
-	}
-}
-
-// An ICMP error goes where the flow goes that it quotes, also by the flow's pin,
-// which it neither makes nor changes.
-func TestErrorsFollowPins(t *testing.T) {
-	w := newWorld(t)
-	for _, s := range w.fourVIPs() {
-		first := s.backends[0]
-		second := s.backend(map[bool]string{false: "10.0.0.12", true: "2001:db8:a::12"}[s.Addr.Is6()])
-		s.drain(first)
-		unpinned := s.base()
-		unpinned.client = withPort(unpinned.client, 1)
-		old := first
-		if s.Proto == unix.IPPROTO_UDP { // beyond the grace what has no pin is new
-			w.wait(w.settings.UdpGrace)
-			old = second
-		}
-		send := func(what string, p packet, b *maps.Backend) {
-			w.Helper()
-			q := p.quoting(t, 8)
-			w.demand(fmt.Sprintf("%s: %s", s.VIP, what), q.bytes(t), xdpTX, bpf.XdplbReasonTransmitted, w.forwardedAs(q, b, p.tuple()))
-		}
-		send("an error about a flow without a pin", unpinned, old)
-		if n := len(w.pins(s.VIP)); n != 0 {
-			t.Errorf("%s: an ICMP error left %d pins", s.VIP, n)
-		}
-		p := s.base()
-		p.tcp = layers.TCP{SYN: true}
-		w.goes("a new flow", p, second)
-		send("an error about a half-open flow", p, second)
-		s.drain(second)
-		first.Weight = 1
-		s.WriteBackend(first)
-		s.change()
-		before := w.pins(s.VIP)
-		w.wait(5)
-		send("an error about a pinned flow", p, second)
-		if after := w.pins(s.VIP); len(after) != 1 || after[p.tuple()] != before[p.tuple()] {
-			t.Errorf("%s: an ICMP error changed the pin from %v to %v", s.VIP, before, after)
-		}
-	}
-}
-
-// Quotes that are no packets of a VIP.
-func TestForeignErrors(t *testing.T) {
-	w := newWorld(t)
-	for _, s := range w.fourVIPs() {
-		for what, change := range map[string]func(p, q *packet){
-			"a later fragment quoted": func(p, q *packet) {
-				p.part = &part{id: 3, offset: 16}
-				*q = p.quoting(t, 8)
-			},
-			"another port quoted":     func(p, q *packet) { p.vip = withPort(p.vip, 81); *q = p.quoting(t, 8) },
-			"another protocol quoted": func(p, q *packet) { p.proto = 132; *q = p.quoting(t, 8) },
-			"another source quoted": func(p, q *packet) {
-				q.vip = withAddr(q.vip, map[bool]string{false: "192.0.2.99", true: "2001:db8::99"}[p.ipv6()])
-			},
-			"a type that is no error":    func(p, q *packet) { q.icmp.kind = map[bool]uint8{false: 5, true: 137}[p.ipv6()] },
-			"a type of the other family": func(p, q *packet) { q.icmp.kind = map[bool]uint8{false: 2, true: 11}[p.ipv6()] },
-			"another version quoted":     func(p, q *packet) { q.payload[0] = 0x25 },
-			"sent to another address": func(p, q *packet) {
-				q.vip = withAddr(q.vip, map[bool]string{false: "192.0.2.98", true: "2001:db8::98"}[p.ipv6()])
-			},
-			"source quench, type 0 (v6)": func(p, q *packet) { q.icmp.kind = map[bool]uint8{false: 4, true: 0}[p.ipv6()] },
-		} {
-			p := s.base()
-			q := p.quoting(t, 8)
-			change(&p, &q)
-			w.passes(fmt.Sprintf("%s: ICMP error, %s", s.VIP, what), q.bytes(t))
 		}
 	}
 }

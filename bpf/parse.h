@@ -14,7 +14,7 @@
 #include <stdbool.h>
 #include <bpf/bpf_endian.h>
 
-#include "cursor.h"
+#include "config.h"
 
 enum packet_kind {
 	packet_whole,

@@ -14,9 +14,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "types.h"
+#include "cursor.h"
 
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define IPV4_FRAGMENT 0x3fff /* more fragments, or an offset */
 
 /* What became of a frame; the key of `outcomes`. Go reads the names from BTF. */
@@ -104,30 +103,6 @@ struct {
 	__type(value, struct identity);
 	__uint(max_entries, 1);
 } identities SEC(".maps");
-
-/* As in cursor.h, which would bring every map of the balancer along. */
-struct cursor {
-	void *at;
-	void *end;
-};
-
-ALWAYS_INLINE struct cursor cursor_at(const struct xdp_md *ctx, __u32 offset)
-{
-	return (struct cursor){ (void *)(long)ctx->data + offset, (void *)(long)ctx->data_end };
-}
-
-ALWAYS_INLINE void *cursor_peek(const struct cursor *cursor, __u32 size)
-{
-	return cursor->at + size <= cursor->end ? cursor->at : NULL;
-}
-
-ALWAYS_INLINE void *cursor_take(struct cursor *cursor, __u32 size)
-{
-	void *at = cursor_peek(cursor, size);
-
-	cursor->at += size;
-	return at;
-}
 
 enum { tag_max = 2 };
 

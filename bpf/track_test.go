@@ -105,10 +105,8 @@ func TestPinsOfTCP(t *testing.T) {
 		step("the same SYN", syn, second, maps.Flow{Backend: two, HalfOpen: true})
 		step("ACK", ack, second, maps.Flow{Backend: two, Spoken: true})
 		step("SYN of a live connection", syn, second, maps.Flow{Backend: two, Spoken: true})
-		first.Weight, second.Weight = 1, 0
-		w.WriteBackend(first)
-		w.WriteBackend(second)
-		s.change()
+		s.enable(first)
+		s.drain(second)
 		step("after the change", ack, second, maps.Flow{Backend: two, Spoken: true})
 		w.wait(w.settings.TcpIdle + 1)
 		step("after long silence", ack, second, maps.Flow{Backend: two, Spoken: true})
@@ -116,10 +114,8 @@ func TestPinsOfTCP(t *testing.T) {
 		step("SYN within the idle timeout", syn, second, maps.Flow{Backend: two, Spoken: true})
 		w.wait(w.settings.TcpIdle - 6)
 		step("SYN beyond it", syn, first, maps.Flow{Backend: one, HalfOpen: true})
-		first.Weight, second.Weight = 0, 1
-		w.WriteBackend(first)
-		w.WriteBackend(second)
-		s.change()
+		s.enable(second)
+		s.drain(first)
 		w.wait(w.settings.HalfOpen - 7)
 		step("SYN again in time", syn, first, maps.Flow{Backend: one, HalfOpen: true})
 		w.wait(w.settings.HalfOpen - 6)
@@ -129,6 +125,11 @@ func TestPinsOfTCP(t *testing.T) {
 		w.WriteBackend(second)
 		p.tcp = ack
 		step("its backend is down, the slot's old one is up", ack, first, maps.Flow{Backend: one, Spoken: true})
+		first.SetFlag(bpf.XdplbBackendFlagBackendDown, true)
+		second.SetFlag(bpf.XdplbBackendFlagBackendDown, false)
+		w.WriteBackend(first)
+		w.WriteBackend(second)
+		step("its backend is down, and it is the slot's old one", ack, second, maps.Flow{Backend: two, Spoken: true})
 	}
 }
 
@@ -149,6 +150,11 @@ func TestPinsOfUDP(t *testing.T) {
 		all := w.pins(s.VIP)
 		if len(all) != 2 || all[early.tuple()].HalfOpen || !all[late.tuple()].HalfOpen {
 			t.Errorf("%s: pins %+v", s.VIP, all)
+		}
+		for b, want := range map[*maps.Backend]uint64{first: 3, second: 1} { // a flow counts where it is followed
+			if c, err := w.BackendCounters(b.Id); err != nil || c.Packets != want || c.Connections != 1 {
+				t.Errorf("%s: %+v counted, want %d packets of 1 flow (%v)", s.VIP, c, want, err)
+			}
 		}
 	}
 }

@@ -72,11 +72,16 @@ func TestUndeliverable(t *testing.T) {
 			t.Errorf("%s: %d packets counted, want 4", s.VIP, counted.Packets)
 		}
 	}
-	must(t, w.DeleteInterface(outside))
 	s := w.vip("192.0.2.77:80")
-	s.backend("10.0.0.11", farther)
+	b := s.backend("10.0.0.11", farther)
 	s.settle()
+	must(t, w.Devices.Delete(uint32(outside)))
+	w.drops("by an interface that is being detached", s.base().bytes(t), bpf.XdplbReasonNoNextHop)
+	must(t, w.DeleteInterface(outside))
 	w.drops("by an interface that was detached", s.base().bytes(t), bpf.XdplbReasonNoNextHop)
+	if c, err := w.BackendCounters(b.Id); err != nil || c.Packets != 0 {
+		t.Errorf("%+v counted of packets that were dropped (%v)", c, err)
+	}
 }
 
 // A backend that is this host is the stack's business.

@@ -325,6 +325,16 @@ func (s *service) change() {
 func (s *service) drain(b *maps.Backend) {
 	s.Helper()
 	b.Weight = 0
+	b.SetFlag(bpf.XdplbBackendFlagBackendDrain, true)
+	s.WriteBackend(b)
+	s.change()
+}
+
+// enable ends that.
+func (s *service) enable(b *maps.Backend) {
+	s.Helper()
+	b.Weight = 1
+	b.SetFlag(bpf.XdplbBackendFlagBackendDrain, false)
 	s.WriteBackend(b)
 	s.change()
 }

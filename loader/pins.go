@@ -28,7 +28,7 @@ func checkBPFFS(dir string) error {
 		return fmt.Errorf("%s: %w; the directory above the pins must exist", parent, err)
 	}
 	if fs.Type != unix.BPF_FS_MAGIC {
-		return fmt.Errorf("%s: %w; mount one: mount -t bpf bpf /sys/fs/bpf", parent, ErrNoBPFFS)
+		return fmt.Errorf("%s: %w; mount one: mount -t bpf bpf /sys/fs/bpf (under ip netns exec, which hides it, use instead: nsenter --net=/run/netns/NAME)", parent, ErrNoBPFFS)
 	}
 	if base := filepath.Base(dir); strings.Contains(base, ".") {
 		return fmt.Errorf("%s: a BPF file system takes no dots in names; name the pins otherwise", dir)
