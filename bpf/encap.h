@@ -101,7 +101,7 @@ static __noinline int learn_path_mtu(struct xdp_md *ctx, const struct packet *pa
 	if (!icmp || !is_too_big(packet, icmp) || parse_quoted(ctx, &quoted) || quoted.tuple.sport ||
 	    !same_address(&quoted.tuple.src, &packet->tuple.dst))
 		return 0;
-	mtu = bpf_ntohl(icmp->rest) & 0xffff;
+	mtu = bpf_ntohl(icmp->rest) & (packet->ipv6 ? ~0U : 0xffff);
 	outer_destination = quoted.tuple.dst;
 	quoted.l3 = quoted.l4;
 	quoted.ipv6 = quoted.tuple.proto == IPPROTO_IPV6;
