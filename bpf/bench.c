@@ -3,14 +3,15 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR MIT)
 /*
  * What drives the measured programs: BPF_PROG_RUN repeats without resetting the packet, so this puts the frame
- * back as it was, gives it another tuple out of `flows`, and hands it on by a tail call.
+ * back as it was, gives it another tuple out of `flows`, and hands it on by a tail call. On a wire, `generate` makes
+ * live frames the same way and sends them, and `sink` counts what comes back.
  */
 #include <linux/bpf.h>
 #include <linux/types.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-enum { template_max = 96, address_size = 4 };
+enum { template_max = 96, address_size = 4, expected_max = 64 };
 
 /* The frame, and where its varying parts stand. */
 struct frame_template {
@@ -22,6 +23,8 @@ struct frame_template {
 	__u32 vips;    /* a power of two; addresses that follow each other */
 	__u32 next;
 	__u32 stride;  /* odd: neighbours in time are no neighbours in memory */
+	__u32 ip_sum;  /* offsets of checksums, which stand there summed up but for the source; 0: none (generate only) */
+	__u32 tcp_sum;
 };
 
 struct {
@@ -90,6 +93,95 @@ int swap_macs(struct xdp_md *ctx)
 		mac[i + 3] = word;
 	}
 	return XDP_TX;
+}
+
+/* Live frames enter a veth device only if it has an XDP program or GRO; the kernel forwards faster with this. */
+SEC("xdp.frags")
+int pass_all(struct xdp_md *ctx)
+{
+	return XDP_PASS;
+}
+
+/* Adds a number to a sum that is yet to be finished, and finishes it (RFC 1071). */
+static inline __attribute__((always_inline)) void finish_checksum(struct xdp_md *ctx, __u32 offset, __be32 number)
+{
+	__u16 *at = (void *)(long)ctx->data + (offset & 127);
+	__u32 sum;
+
+	if ((void *)(at + 1) > (void *)(long)ctx->data_end)
+		return;
+	sum = *at + (number & 0xffff) + (number >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	*at = ~((sum & 0xffff) + (sum >> 16));
+}
+
+/* Makes the next frame out of whatever the balancer left of an earlier one, and sends it. */
+SEC("xdp")
+int generate(struct xdp_md *ctx)
+{
+	__u32 zero = 0, source;
+	struct frame_template *t = bpf_map_lookup_elem(&template, &zero);
+
+	if (!t || (void *)(long)ctx->data + template_max > (void *)(long)ctx->data_end)
+		return XDP_ABORTED;
+	__builtin_memcpy((void *)(long)ctx->data, t->bytes, template_max);
+	source = number_at(t, t->source) + (t->next & (t->flows - 1));
+	t->next += t->stride;
+	write_number(ctx, t->source, source);
+	if (t->ip_sum)
+		finish_checksum(ctx, t->ip_sum, bpf_htonl(source));
+	if (t->tcp_sum)
+		finish_checksum(ctx, t->tcp_sum, bpf_htonl(source));
+	return XDP_TX;
+}
+
+/* What frames look like that were forwarded, where the mask has ones. */
+struct frame_expected {
+	__u64 words[expected_max / 8];
+	__u64 mask[expected_max / 8];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct frame_expected);
+	__uint(max_entries, 1);
+} expected SEC(".maps");
+
+struct frame_arrivals {
+	__u64 forwarded;
+	__u64 others;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct frame_arrivals);
+	__uint(max_entries, 1);
+} arrivals SEC(".maps");
+
+SEC("xdp")
+int sink(struct xdp_md *ctx)
+{
+	__u64 *word = (void *)(long)ctx->data, wrong = 0;
+	__u32 zero = 0;
+	struct frame_expected *e = bpf_map_lookup_elem(&expected, &zero);
+	struct frame_arrivals *a = bpf_map_lookup_elem(&arrivals, &zero);
+
+	if (!e || !a)
+		return XDP_ABORTED;
+	if ((void *)word + expected_max > (void *)(long)ctx->data_end) {
+		a->others++;
+		return XDP_DROP;
+	}
+#pragma unroll
+	for (int i = 0; i < expected_max / 8; i++)
+		wrong |= (word[i] & e->mask[i]) ^ e->words[i];
+	if (wrong)
+		a->others++;
+	else
+		a->forwarded++;
+	return XDP_DROP;
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

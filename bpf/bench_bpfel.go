@@ -13,6 +13,18 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type BenchFrameArrivals struct {
+	_         structs.HostLayout
+	Forwarded uint64
+	Others    uint64
+}
+
+type BenchFrameExpected struct {
+	_     structs.HostLayout
+	Words [8]uint64
+	Mask  [8]uint64
+}
+
 type BenchFrameTemplate struct {
 	_      structs.HostLayout
 	Bytes  [96]uint8
@@ -23,15 +35,22 @@ type BenchFrameTemplate struct {
 	Vips   uint32
 	Next   uint32
 	Stride uint32
+	IpSum  uint32
+	TcpSum uint32
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	BenchMapArrivals  = "arrivals"
+	BenchMapExpected  = "expected"
 	BenchMapTarget    = "target"
 	BenchMapTemplate  = "template"
 	BenchProgDrive    = "drive"
+	BenchProgGenerate = "generate"
+	BenchProgPassAll  = "pass_all"
+	BenchProgSink     = "sink"
 	BenchProgSwapMacs = "swap_macs"
 )
 
@@ -78,6 +97,9 @@ type BenchSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type BenchProgramSpecs struct {
 	Drive    *ebpf.ProgramSpec `ebpf:"drive"`
+	Generate *ebpf.ProgramSpec `ebpf:"generate"`
+	PassAll  *ebpf.ProgramSpec `ebpf:"pass_all"`
+	Sink     *ebpf.ProgramSpec `ebpf:"sink"`
 	SwapMacs *ebpf.ProgramSpec `ebpf:"swap_macs"`
 }
 
@@ -85,6 +107,8 @@ type BenchProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BenchMapSpecs struct {
+	Arrivals *ebpf.MapSpec `ebpf:"arrivals"`
+	Expected *ebpf.MapSpec `ebpf:"expected"`
 	Target   *ebpf.MapSpec `ebpf:"target"`
 	Template *ebpf.MapSpec `ebpf:"template"`
 }
@@ -115,12 +139,16 @@ func (o *BenchObjects) Close() error {
 //
 // It can be passed to LoadBenchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BenchMaps struct {
+	Arrivals *ebpf.Map `ebpf:"arrivals"`
+	Expected *ebpf.Map `ebpf:"expected"`
 	Target   *ebpf.Map `ebpf:"target"`
 	Template *ebpf.Map `ebpf:"template"`
 }
 
 func (m *BenchMaps) Close() error {
 	return _BenchClose(
+		m.Arrivals,
+		m.Expected,
 		m.Target,
 		m.Template,
 	)
@@ -137,12 +165,18 @@ type BenchVariables struct {
 // It can be passed to LoadBenchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BenchPrograms struct {
 	Drive    *ebpf.Program `ebpf:"drive"`
+	Generate *ebpf.Program `ebpf:"generate"`
+	PassAll  *ebpf.Program `ebpf:"pass_all"`
+	Sink     *ebpf.Program `ebpf:"sink"`
 	SwapMacs *ebpf.Program `ebpf:"swap_macs"`
 }
 
 func (p *BenchPrograms) Close() error {
 	return _BenchClose(
 		p.Drive,
+		p.Generate,
+		p.PassAll,
+		p.Sink,
 		p.SwapMacs,
 	)
 }
