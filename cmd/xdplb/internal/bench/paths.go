@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xdplb/xdplb/loader"
+	"github.com/xdplb/xdplb/maps"
 )
 
 const (
@@ -68,26 +69,55 @@ func measurePaths(rep *report, runs int) (err error) {
 		add("moving-pinned", "105..450", plus(vip4, vipMoving), tcp, ack)
 		add("foreign-tcp", "30", plus(vip4, vipForeign), tcp, ack).passes = true
 	}
+	// Flows that come only once: every run has others.
+	const most = 1 << 20
+	for _, p := range []*path{
+		{name: fmt.Sprintf("moving-syn-new/flows=%d", most), budget: "..1000", frame: frame{flags: syn}},
+		{name: fmt.Sprintf("moving-ack-new/flows=%d", most), frame: frame{flags: ack}},
+	} {
+		p.frame.client, p.frame.vip, p.frame.proto, p.frame.flows = client4, plus(vip4, vipMoving), tcp, most
+		p.prepare = func() error {
+			p.frame.client = plus(p.frame.client, most)
+			return nil
+		}
+		paths = append(paths, p)
+	}
 	return w.measure(rep, "program", runs, paths)
 }
 
 // measureSpread shows what it costs that VIPs and backends exist, and that the traffic is spread over them.
 func measureSpread(rep *report, runs int) error {
-	for _, size := range []struct{ vips, backends int }{{1, 3}, {100, 3}, {1000, 3}, {1, 100}, {1, 1000}, {1000, 10}} {
-		if err := measureSize(rep, runs, size.vips, size.backends); err != nil {
-			return fmt.Errorf("%d VIPs with %d backends: %w", size.vips, size.backends, err)
+	for _, size := range []extent{{1, 3, normal}, {100, 3, normal}, {1000, 3, normal}, {1, 100, normal}, {1, 1000, normal}, {1000, 10, normal}, {1000, 10, small}} {
+		if err := measureSize(rep, runs, size); err != nil {
+			return fmt.Errorf("%v: %w", size, err)
 		}
 	}
 	return nil
 }
 
-func measureSize(rep *report, runs, vips, backends int) (err error) {
-	w, err := newWorld(backends)
+// extent is how much there is; slots are those of each VIP's table.
+type extent struct {
+	vips, backends int
+	slots          uint32
+}
+
+// A table of 100 slots a backend is as well balanced as a larger one; many small ones stay in the cache.
+const (
+	normal = maps.DefaultTableSize
+	small  = 1021
+)
+
+func (e extent) String() string {
+	return fmt.Sprintf("vips=%d/backends=%d/slots=%d", e.vips, e.backends, e.slots)
+}
+
+func measureSize(rep *report, runs int, e extent) (err error) {
+	w, err := newWorld(e.backends)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	if err := w.addVIPs(vip4, vips, backends, unix.IPPROTO_TCP, loader.ModeDR, loader.VIPOptions{}); err != nil {
+	if err := w.addVIPs(vip4, e.vips, e.backends, unix.IPPROTO_TCP, loader.ModeDR, loader.VIPOptions{TableSize: &e.slots}); err != nil {
 		return err
 	}
 	over := func(name string, spread uint32) *path {
@@ -97,9 +127,9 @@ func measureSize(rep *report, runs, vips, backends int) (err error) {
 	}
 	paths := []*path{over("dr4-one-vip", 1)}
 	for _, spread := range []uint32{64, 512} { // the driver counts in powers of two
-		if int(spread) < vips {
+		if int(spread) < e.vips {
 			paths = append(paths, over(fmt.Sprintf("dr4-spread=%d", spread), spread))
 		}
 	}
-	return w.measure(rep, fmt.Sprintf("vips=%d/backends=%d", vips, backends), runs, paths)
+	return w.measure(rep, e.String(), runs, paths)
 }

@@ -1,0 +1,16 @@
+package main
+
+import "testing"
+
+// TestPaths drives every path once: it fails if a packet of one is not forwarded.
+func TestPaths(t *testing.T) {
+	rep := new(report)
+	if err := measurePaths(rep, 1); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rep.rows {
+		if len(r.values) != 1 || r.values[0] <= 0 {
+			t.Errorf("%s: %v", r.name, r.values)
+		}
+	}
+}
