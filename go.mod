@@ -5,17 +5,15 @@ go 1.26.0
 require (
 	github.com/cilium/ebpf v0.22.0
 	github.com/google/go-cmp v0.7.0
+	github.com/gopacket/gopacket v1.7.7
 	github.com/rogpeppe/go-internal v1.16.0
 	github.com/spf13/pflag v1.0.10
 	github.com/vishvananda/netlink v1.3.1
+	github.com/vishvananda/netns v0.0.5
 	golang.org/x/sys v0.49.0
+	pgregory.net/rapid v1.3.0
 )
 
-require (
-	github.com/gopacket/gopacket v1.7.7 // indirect
-	github.com/vishvananda/netns v0.0.5 // indirect
-	golang.org/x/tools v0.40.1-0.20260108161641-ca281cf95054 // indirect
-	pgregory.net/rapid v1.3.0 // indirect
-)
+require golang.org/x/tools v0.40.1-0.20260108161641-ca281cf95054 // indirect
 
 tool github.com/cilium/ebpf/cmd/bpf2go

@@ -60,16 +60,16 @@ func Attach(dir string, ifaces []string, o AttachOptions) ([]Attached, error) {
 	if err := checkBPFFS(dir); err != nil {
 		return nil, err
 	}
-	links, err := attachable(ifaces)
-	if err != nil {
-		return nil, err
-	}
 	unlock, err := lockPins(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
 	if err := removeStale(dir); err != nil {
+		return nil, err
+	}
+	links, err := attachable(ifaces) // after that: a stale link is a program on an interface
+	if err != nil {
 		return nil, err
 	}
 	m, err := maps.Open(dir)

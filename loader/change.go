@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/cilium/ebpf"
 
@@ -21,6 +22,7 @@ var (
 type change struct {
 	b        *Balancer
 	service  maps.Service
+	stored   maps.Service   // as it is in the map
 	backends []maps.Backend // all records, with those that are unlisted
 	fresh    map[uint32]bool
 	removed  map[uint32]bool
@@ -50,7 +52,7 @@ func (b *Balancer) beginService(s maps.Service) (*change, error) {
 		return nil, err
 	}
 	c := &change{
-		b: b, service: s, slots: slots, function: s.InUse(),
+		b: b, service: s, stored: s, slots: slots, function: s.InUse(),
 		fresh: make(map[uint32]bool), removed: make(map[uint32]bool), dirty: make(map[uint32]bool),
 	}
 	for _, backend := range b.Maps.ReadBackends(func(vip uint32) bool { return vip == s.Id }) {
@@ -59,7 +61,32 @@ func (b *Balancer) beginService(s maps.Service) (*change, error) {
 		}
 		c.backends = append(c.backends, backend)
 	}
+	c.mend()
 	return c, nil
+}
+
+// mend makes whole what a command left that was killed: until the table is swapped
+// nothing of it counts, from then on all. What counts is who the table names: a
+// record that it names is listed, and no other of that address and port.
+func (c *change) mend() {
+	named := make(map[uint32]bool)
+	for _, s := range c.slots {
+		named[s.Backend] = true
+	}
+	listed := make(map[netip.AddrPort]*maps.Backend)
+	for i := range c.backends {
+		b := &c.backends[i]
+		if first := listed[b.AddrPort()]; b.Up() && (named[b.Id] || b.Listed() && first == nil) {
+			listed[b.AddrPort()] = b
+		}
+	}
+	for i := range c.backends {
+		b := &c.backends[i]
+		if is := listed[b.AddrPort()] == b; is != b.Listed() && b.Up() {
+			b.SetFlag(bpf.XdplbBackendFlagBackendUnlisted, !is)
+			c.b.Maps.WriteBackend(b)
+		}
+	}
 }
 
 // listed finds a backend that the user knows.
@@ -101,13 +128,14 @@ func (c *change) discard() {
 	}
 }
 
-func (c *change) up(id uint32) bool {
+// up tells which backends serve the flows they have. It is asked for every slot.
+func (c *change) up() func(id uint32) bool {
+	serving := make(map[uint32]bool, len(c.backends))
 	for i := range c.backends {
-		if c.backends[i].Id == id {
-			return c.backends[i].Up() && !c.removed[id]
-		}
+		b := &c.backends[i]
+		serving[b.Id] = b.Up() && !c.removed[b.Id]
 	}
-	return false
+	return func(id uint32) bool { return serving[id] }
 }
 
 // wanted is the table that Maglev asks for.
@@ -123,34 +151,34 @@ func (c *change) wanted() []uint32 {
 
 // commit writes the change. The order: records before the slots that name them;
 // the time of the change before the slots that move, lest they settle too early;
-// slots that move before the function that needs them; removed records last.
+// slots that move before the function that needs them; removed records last. What
+// comes and what goes is listed or not as the table says: see mend.
 func (c *change) commit() error {
-	now, err := c.b.Now()
-	if err != nil {
+	if err := c.settle(); err != nil {
 		return err
 	}
-	if err := c.settle(now); err != nil {
-		return err
-	}
-	for i := range c.backends {
-		if c.dirty[c.backends[i].Id] {
-			c.b.Maps.WriteBackend(&c.backends[i])
-		}
-	}
+	c.writeBefore()
 	slots := c.slots
 	if c.moveAll {
 		slots = maps.MoveAll(slots)
 	}
-	next := maps.Rebuild(slots, c.wanted(), c.up)
+	next := maps.Rebuild(slots, c.wanted(), c.up())
 	if changed(c.slots, next) {
-		c.service.ChangedAt = now
-		if err := c.b.Maps.PutService(&c.service); err != nil {
+		if err := c.stamp(); err != nil {
+			return err
+		}
+		if err := c.b.Maps.PutService(&c.stored); err != nil {
 			return err
 		}
 		if err := c.b.Maps.PutTable(c.service.Id, next); err != nil {
 			return err
 		}
 		c.slots = next
+		// Anew: packets that came before the swap have left no pins. Of a command that
+		// is killed right here settleMargin makes up for it.
+		if err := c.stamp(); err != nil {
+			return err
+		}
 	}
 	if f := c.service.InUse(); f != c.function {
 		if !c.service.Has(bpf.XdplbVipFlagVipWas) {
@@ -162,8 +190,41 @@ func (c *change) commit() error {
 	if err := c.b.Maps.PutService(&c.service); err != nil {
 		return err
 	}
-	c.fresh = nil
+	c.writeAfter()
 	return c.dropRemoved()
+}
+
+// writeBefore writes what the next table needs: new records, unlisted as yet.
+// Removed ones are no longer listed, and serve on.
+func (c *change) writeBefore() {
+	for i := range c.backends {
+		b := c.backends[i]
+		if c.fresh[b.Id] || c.removed[b.Id] && b.Listed() {
+			b.SetFlag(bpf.XdplbBackendFlagBackendUnlisted, true)
+		} else if !c.dirty[b.Id] || !b.Listed() {
+			continue
+		}
+		c.b.Maps.WriteBackend(&b)
+	}
+}
+
+// writeAfter lists the new records, and then no longer those that they replace.
+func (c *change) writeAfter() {
+	for _, fresh := range []bool{true, false} {
+		for i := range c.backends {
+			if id := c.backends[i].Id; c.dirty[id] && c.fresh[id] == fresh && !c.removed[id] {
+				c.b.Maps.WriteBackend(&c.backends[i])
+			}
+		}
+	}
+	c.fresh = nil
+}
+
+// stamp makes now the time of the VIP's last change.
+func (c *change) stamp() error {
+	now, err := c.b.Now()
+	c.service.ChangedAt, c.stored.ChangedAt = now, now
+	return err
 }
 
 // dropRemoved gives the records of removed backends back; no slot names them.

@@ -100,7 +100,11 @@ func removeStale(dir string) error {
 		return err
 	}
 	for _, name := range names {
-		if err := os.RemoveAll(name); err != nil {
+		links, err := pinnedLinks(name)
+		for _, ifindex := range links { // a removed pin alone would detach some time later
+			err = errors.Join(err, takeOff(linkPin(name, ifindex)))
+		}
+		if err = errors.Join(err, os.RemoveAll(name)); err != nil {
 			return fmt.Errorf("%s: left by a killed command: %w", name, err)
 		}
 	}

@@ -2,23 +2,29 @@ package loader
 
 import (
 	"iter"
+	"time"
 
 	"github.com/xdplb/xdplb/bpf"
 	"github.com/xdplb/xdplb/maps"
 )
 
+// settleMargin is more than the time between the first stamp of a change and its
+// last slot.
+const settleMargin = time.Second
+
 // settle ends the moving of slots once the VIP's last change is older than the
 // idle timeout: every flow that was silent since has timed out, and every other
 // has a pin. Records that were replaced and that nothing names any more go, too.
-func (c *change) settle(now uint64) error {
+func (c *change) settle() error {
 	s := &c.service
-	if !c.unsettled() || now-s.ChangedAt <= c.b.Settings.Idle(s.Proto) {
-		return nil
+	now, err := c.b.Now()
+	if err != nil || !c.unsettled() || now-s.ChangedAt <= c.b.Settings.Idle(s.Proto)+c.b.Settings.Jiffies(settleMargin) {
+		return err
 	}
 	named := make(map[uint32]bool) // backends of live pins
 	var failed error
 	pins := c.pins(now, named, &failed)
-	next, dead := maps.Settle(c.slots, pins, c.up, s.Has(bpf.XdplbVipFlagVipWas))
+	next, dead := maps.Settle(c.slots, pins, c.up(), s.Has(bpf.XdplbVipFlagVipWas))
 	if failed != nil {
 		return failed
 	}
@@ -30,7 +36,8 @@ func (c *change) settle(now uint64) error {
 	if s.Has(bpf.XdplbVipFlagVipWas) && maps.Moving(next) == 0 {
 		// Before the table: `old` is then read at the function in use.
 		s.SetFlag(bpf.XdplbVipFlagVipWas, false)
-		if err := c.b.Maps.PutService(s); err != nil {
+		c.stored.SetFlag(bpf.XdplbVipFlagVipWas, false)
+		if err := c.b.Maps.PutService(&c.stored); err != nil {
 			return err
 		}
 	}

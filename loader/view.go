@@ -117,7 +117,9 @@ func (b *Balancer) view(s maps.Service, records []maps.Backend, active map[uint3
 			}
 			v.Counters.Add(view.Counters)
 		}
-		if record.Listed() {
+		// While a record is replaced both are listed, for a moment or until the next
+		// command if this one is killed. They stand side by side.
+		if n := len(v.Backends); record.Listed() && (n == 0 || v.Backends[n-1].At != view.At) {
 			v.Backends = append(v.Backends, view)
 		}
 		v.Active.Count += view.Active.Count

@@ -153,7 +153,11 @@ func (b *Balancer) AddVIP(v maps.VIP, o VIPOptions) error {
 			return fmt.Errorf("%s: %w", v, err)
 		}
 	}
-	return b.publish(&c.service)
+	err = b.publish(&c.service)
+	if err != nil && o.Assign != nil {
+		err = errors.Join(err, b.tidyAddresses())
+	}
+	return err
 }
 
 // publish writes a new VIP: first what it needs, and last itself.
@@ -177,7 +181,7 @@ func (b *Balancer) publish(s *maps.Service) error {
 	if err := b.Maps.PutService(s); err != nil {
 		return fmt.Errorf("%s: %w", s.VIP, fullVIPs(b.Maps, err))
 	}
-	return b.Maps.MarkAddresses()
+	return b.tidyAddresses()
 }
 
 func (b *Balancer) setAnyPort(on bool) error {
@@ -211,10 +215,21 @@ func (b *Balancer) DeleteVIP(v maps.VIP) error {
 	if err != nil {
 		return err
 	}
+	services, err := b.Maps.Services()
+	if err != nil {
+		return err
+	}
+	rest := slices.DeleteFunc(services, func(s maps.Service) bool { return s.VIP == v })
+	if !slices.ContainsFunc(rest, func(s maps.Service) bool { return s.Addr == v.Addr }) {
+		// Before the VIP goes: if this is killed, the VIP can be deleted once more.
+		if err := b.unassign(v.Addr); err != nil {
+			return err
+		}
+	}
 	if err := b.Maps.DeleteService(v); err != nil {
 		return fmt.Errorf("%s: %w", v, err)
 	}
-	if err := b.Maps.MarkAddresses(); err != nil {
+	if err := b.tidyAddresses(); err != nil {
 		return err
 	}
 	if err := b.Maps.DeleteTable(c.service.Id); err != nil {
@@ -225,16 +240,10 @@ func (b *Balancer) DeleteVIP(v maps.VIP) error {
 			return err
 		}
 	}
-	rest, err := b.Maps.Services()
-	if err != nil {
-		return err
+	if slices.ContainsFunc(rest, func(s maps.Service) bool { return s.Port == 0 }) {
+		return nil
 	}
-	if !slices.ContainsFunc(rest, func(s maps.Service) bool { return s.Port == 0 }) {
-		if err := b.setAnyPort(false); err != nil {
-			return err
-		}
-	}
-	return b.unassign(c.service, rest)
+	return b.setAnyPort(false)
 }
 
 func (b *Balancer) hasVIP(v maps.VIP) bool {
@@ -242,49 +251,58 @@ func (b *Balancer) hasVIP(v maps.VIP) bool {
 	return b.Maps.LookupVIP(v, &value)
 }
 
-// assign puts the VIP's address on an interface, and remembers it if it was not there.
+// assign puts the VIP's address on an interface. The address's mark says that it
+// was us, and is written first: a command that is killed leaves an address that
+// the next one knows to be ours.
 func (c *change) assign(iface string) error {
-	already, err := AssignAddress(iface, c.service.Addr)
+	m, addr := c.b.Maps, c.service.Addr
+	link, err := linkByName(iface)
 	if err != nil {
 		return err
 	}
-	if already {
-		return nil
-	}
-	l, err := netlink.LinkByName(iface)
-	if err != nil {
+	if there, err := isAssigned(addr); there || err != nil {
 		return err
 	}
-	c.service.Assigned = uint32(l.Attrs().Index)
+	if err := m.MarkAddress(addr, uint32(link.Attrs().Index)); err != nil {
+		return fullVIPs(m, err)
+	}
+	if _, err := AssignAddress(iface, addr); err != nil {
+		return errors.Join(err, c.b.tidyAddresses())
+	}
 	return nil
 }
 
-// unassign takes an address off that --assign put on, with its last VIP; before
-// that another VIP inherits it.
-func (b *Balancer) unassign(gone maps.Service, rest []maps.Service) error {
-	if gone.Assigned == 0 {
+// unassign takes an address off if --assign put it on.
+func (b *Balancer) unassign(addr netip.Addr) error {
+	ifindex, _ := b.Maps.AddressMark(addr)
+	if ifindex == 0 {
 		return nil
 	}
-	for i := range rest {
-		if rest[i].Addr == gone.Addr {
-			rest[i].Assigned = gone.Assigned
-			return b.Maps.PutService(&rest[i])
-		}
-	}
-	err := UnassignAddress(int(gone.Assigned), gone.Addr)
-	if errors.As(err, new(netlink.LinkNotFoundError)) || errors.Is(err, unix.EADDRNOTAVAIL) {
-		return nil // somebody else took it off
+	err := UnassignAddress(int(ifindex), addr)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
 	}
 	return err
 }
 
+// tidyAddresses makes the marks of addresses those of the VIPs there are. It
+// mends what a killed command left.
+func (b *Balancer) tidyAddresses() error {
+	stale, err := b.Maps.StaleAddresses()
+	if err != nil {
+		return err
+	}
+	for _, addr := range stale {
+		if err := b.unassign(addr); err != nil {
+			return err
+		}
+	}
+	return b.Maps.MarkAddresses()
+}
+
 func (b *Balancer) unassignAll() {
 	services, _ := b.Maps.Services()
-	done := make(map[netip.Addr]bool)
 	for _, s := range services {
-		if s.Assigned != 0 && !done[s.Addr] {
-			_ = UnassignAddress(int(s.Assigned), s.Addr)
-			done[s.Addr] = true
-		}
+		_ = b.unassign(s.Addr) // again for a second VIP: no harm
 	}
 }

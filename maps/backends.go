@@ -97,8 +97,8 @@ func (m *Maps) FreeBackend(b *Backend) error {
 	if err := m.retire(b); err != nil {
 		return err
 	}
-	var free bpf.XdplbBackend
-	free.Vip = b.Id
+	free := b.XdplbBackend // one word differs: in no state between is the record another's
+	free.Id, free.Vip = 0, b.Id
 	m.backends.write(Index(b.Id), &free)
 	return nil
 }

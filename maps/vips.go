@@ -145,27 +145,48 @@ func (m *Maps) PutService(s *Service) error {
 // DeleteService removes a VIP; its packets pass from then on.
 func (m *Maps) DeleteService(v VIP) error { return m.Vips.Delete(v.key()) }
 
-// MarkAddresses makes the marks of addresses, by which an echo request is ours,
-// those of the VIPs there are. It mends what a killed command left.
-func (m *Maps) MarkAddresses() error {
+// MarkAddress marks an address as that of a VIP. ifindex is the interface that it
+// is put on for that; 0: on none.
+func (m *Maps) MarkAddress(a netip.Addr, ifindex uint32) error {
+	return m.Vips.Put(addressKey(a), bpf.XdplbVip{Flags: uint8(bpf.XdplbVipFlagVipAddress), Assigned: ifindex})
+}
+
+// AddressMark reads the mark of an address; false if it has none.
+func (m *Maps) AddressMark(a netip.Addr) (ifindex uint32, marked bool) {
+	var mark bpf.XdplbVip
+	err := m.Vips.Lookup(addressKey(a), &mark)
+	return mark.Assigned, err == nil
+}
+
+// StaleAddresses are those that are marked and have no VIP.
+func (m *Maps) StaleAddresses() ([]netip.Addr, error) {
 	services, marked, err := m.readVIPs()
+	return slices.DeleteFunc(marked, func(a netip.Addr) bool {
+		return slices.ContainsFunc(services, func(s Service) bool { return s.Addr == a })
+	}), err
+}
+
+// MarkAddresses makes the marks of addresses, by which an echo request is ours,
+// those of the VIPs there are.
+func (m *Maps) MarkAddresses() error {
+	stale, err := m.StaleAddresses()
 	if err != nil {
 		return err
 	}
-	wanted := make(map[netip.Addr]bool)
-	for _, s := range services {
-		wanted[s.Addr] = true
-	}
-	for _, a := range marked {
-		if !wanted[a] {
-			if err := m.Vips.Delete(addressKey(a)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				return err
-			}
+	for _, a := range stale {
+		if err := m.Vips.Delete(addressKey(a)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
 		}
-		delete(wanted, a)
 	}
-	for a := range wanted {
-		if err := m.Vips.Put(addressKey(a), bpf.XdplbVip{Flags: uint8(bpf.XdplbVipFlagVipAddress)}); err != nil {
+	services, err := m.Services()
+	if err != nil {
+		return err
+	}
+	for _, s := range services {
+		if _, marked := m.AddressMark(s.Addr); marked {
+			continue
+		}
+		if err := m.MarkAddress(s.Addr, 0); err != nil {
 			return err
 		}
 	}

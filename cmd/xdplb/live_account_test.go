@@ -1,0 +1,135 @@
+package main
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// kindOfFrame is one kind of the mixed frames, and the name under which each of them must be counted.
+type kindOfFrame struct {
+	name   string
+	counts string // forwarded, passed, a reason, or limited: an answer or rate_limited
+	shot   shot
+}
+
+// TestEveryFrameIsCounted: of a million mixed frames on the wire each is counted once, under the right name, and
+// as many are counted as the device took from the wire.
+func TestEveryFrameIsCounted(t *testing.T) {
+	const frames, burst = 1_000_000, 8192
+	n := buildLive(t, 2)
+	n.must("vip", "add", n.VIP4.String()+":80")
+	n.must("backend", "add", n.VIP4.String()+":80", n.backend(0), n.backend(1))
+	n.must("vip", "add", n.VIP4.String()+":81", "--mode", "tun")
+	n.must("backend", "add", n.VIP4.String()+":81", n.backend(0))
+	n.must("vip", "add", n.VIP4.String()+":82")
+	kinds := mixedFrames(n)
+
+	rng := rand.New(rand.NewPCG(seed(t), 0))
+	arrivedBefore, before := n.arrived(), n.stats()
+	sent := make(map[string]uint64) // by name of the kind
+	for i := 0; n.arrived()-arrivedBefore < frames; i++ {
+		k := kinds[i%len(kinds)]
+		if i >= len(kinds) {
+			k = kinds[rng.IntN(len(kinds))]
+		}
+		start := n.arrived()
+		n.check(n.fire(k.shot, burst))
+		sent[k.name] += n.arrived() - start
+	}
+	// What was in the ring comes within moments, and frames of the kernel's own, such as neighbour discovery.
+	var after liveStats
+	n.eventually("as many frames are counted as arrived", func() bool {
+		arrived := n.arrived()
+		after = n.stats()
+		return after.Received-before.Received == arrived-arrivedBefore && arrived == n.arrived()
+	})
+	sum := after.Forwarded + after.Passed
+	for _, count := range after.Reasons {
+		sum += count
+	}
+	if sum != after.Received {
+		t.Errorf("received %d, but forwarded, passed and all reasons are %d: %+v", after.Received, sum, after)
+	}
+	t.Logf("%d frames arrived: %v", after.Received-before.Received, sent)
+	judgeCounts(t, after, kinds, sent)
+}
+
+// judgeCounts compares with what was sent; a few frames of the kernel's own are among those passed.
+func judgeCounts(t *testing.T, after liveStats, kinds []kindOfFrame, sent map[string]uint64) {
+	t.Helper()
+	const few = 200
+	want := make(map[string]uint64)
+	for _, k := range kinds {
+		want[k.counts] += sent[k.name]
+	}
+	r := after.Reasons
+	got := map[string]uint64{
+		"forwarded":  after.Forwarded + r["tx_failed"] + r["redirect_failed"],
+		"passed":     after.Passed,
+		"no_backend": r["no_backend"],
+		"limited":    r["ttl_exceeded"] + r["too_big"] + r["echo_answered"] + r["rate_limited"],
+	}
+	for name, have := range got {
+		if have+few < want[name] || have > want[name]+few {
+			t.Errorf("%s: %d were counted of %d frames", name, have, want[name])
+		}
+	}
+	for _, name := range []string{"ttl_exceeded", "too_big", "echo_answered", "rate_limited", "no_backend"} {
+		if r[name] == 0 {
+			t.Errorf("no frame was counted under %s", name)
+		}
+	}
+}
+
+// mixedFrames are ours and foreign, well-formed and not.
+func mixedFrames(n *liveNet) (kinds []kindOfFrame) {
+	add := func(name, counts string, port uint16, edit func(frame []byte) []byte) {
+		frame, source, sport := tcpFrame(n, netip.AddrPortFrom(n.VIP4, port), flagACK)
+		if edit != nil {
+			frame = edit(frame)
+		}
+		parts := []random{source, sport}
+		if len(frame) < frameTCP4+4 || frame[frameIP+9] == unix.IPPROTO_ICMP {
+			parts = parts[:1]
+		}
+		kinds = append(kinds, kindOfFrame{name, counts, newShot(n, frame, parts...)})
+	}
+	set := func(offset int, value ...byte) func([]byte) []byte {
+		return func(frame []byte) []byte { return slices.Replace(frame, offset, offset+len(value), value...) }
+	}
+	size := func(frame []byte, bytes int) []byte { // of the IP packet
+		frame = append(frame, make([]byte, max(0, frameIP+bytes-len(frame)))...)[:frameIP+bytes]
+		binary.BigEndian.PutUint16(frame[frameIP+2:], uint16(bytes))
+		return frame
+	}
+	add("ACK", "forwarded", 80, nil)
+	add("SYN", "forwarded", 80, set(frameTCP4+13, flagSYN))
+	add("tunnelled", "forwarded", 81, nil)
+	add("no backend", "no_backend", 82, nil)
+	add("TTL 1", "limited", 80, set(frameIP+8, 1))
+	add("too big", "limited", 81, func(f []byte) []byte { return size(f, 1500) })
+	add("echo", "limited", 80, func(f []byte) []byte {
+		f[frameIP+9] = unix.IPPROTO_ICMP
+		return slices.Replace(f, frameTCP4, frameTCP4+4, 8, 0, 0, 0)
+	})
+	add("another port", "passed", 83, nil)
+	add("another address", "passed", 80, set(frameIP+16+3, 200))
+	add("another MAC", "passed", 80, set(5, 0xee))
+	add("ARP", "passed", 80, set(12, 0x08, 0x06))
+	add("unknown ethertype", "passed", 80, set(12, 0x88, 0xb5))
+	add("IP version 5", "passed", 80, set(frameIP, 0x55))
+	add("IP header of 12 bytes", "passed", 80, set(frameIP, 0x43))
+	add("IP header longer than the packet", "passed", 80, set(frameIP, 0x4f))
+	add("longer than the frame", "passed", 80, set(frameIP+2, 0x40, 0))
+	add("TCP header of 16 bytes", "passed", 80, set(frameTCP4+12, 0x40))
+	add("TCP header longer than the packet", "passed", 80, set(frameTCP4+12, 0xf0))
+	add("half a TCP header", "passed", 80, func(f []byte) []byte { return size(f, 30) })
+	add("half an IP header", "passed", 80, func(f []byte) []byte { return f[:frameIP+18] })
+	add("later fragment of nothing", "passed", 80, set(frameIP+6, 0x00, 0x64))
+	return kinds
+}
