@@ -45,7 +45,6 @@ type fleet struct {
 	vip     string
 	servers []*fleetServer
 	kinds   []string // of the changes to come
-	modes   bool     // servers take both modes
 }
 
 // liveChange is one command.
