@@ -58,7 +58,7 @@ struct vip {
 	__u8 flags;
 	__u8 mode;          /* of backends that name none; read by Go only */
 	__u8 pad[2];
-	__u32 assigned;     /* interface index that `--assign` put the address on; read by Go only */
+	__u32 assigned;     /* of vip_address: the interface that `--assign` put it on; read by Go only */
 	__u32 pad2;
 };
 _Static_assert(sizeof(struct vip) == 40, "vips value");

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -73,6 +72,9 @@ func testChanges(t *testing.T, c liveCase) {
 	r.crowd.newcomers(25 * time.Millisecond)
 	for i := 0; i < liveChanges && !r.crowd.failed(); i++ {
 		r.step(i)
+		if i == 0 && r.liveCase.flood { // of these only pins know where they are
+			r.crowd.join(liveIdle, liveTimeout*7/8)
+		}
 	}
 	if r.liveCase.flood {
 		r.completeFlood(before)
@@ -92,7 +94,11 @@ func testChanges(t *testing.T, c liveCase) {
 }
 
 func (r *liveRun) build() {
-	r.liveNet = buildLive(r.t, liveServers)
+	var flags []string
+	if r.liveCase.flood { // so small that the flood turns `half_open` over while a connection is idle
+		flags = []string{"--max-flows", "131072"}
+	}
+	r.liveNet = buildLive(r.t, liveServers, flags...)
 	r.vip = netip.AddrPortFrom(r.VIP4, livePort)
 	if r.v6 {
 		r.vip = netip.AddrPortFrom(r.VIP6, livePort)
@@ -107,7 +113,7 @@ func (r *liveRun) build() {
 	}
 	r.must(add...)
 	kinds := allKinds(r.rng, liveChanges, r.mode == "dr")
-	if r.moving {
+	if r.mode == "dr" { // at first another slot function, when no connection has a pin
 		kinds = append([]string{"prefix"}, kinds...)
 	}
 	r.fleet = newFleet(r.liveNet, r.rng, r.name, kinds)
@@ -174,14 +180,13 @@ func (r *liveRun) judgeCrowd() {
 // and at most three other packets with each answer.
 func (r *liveRun) completeFlood(before uint64) {
 	for {
-		stats := r.stats()
-		i := slices.IndexFunc(stats.VIPs, func(v liveVIP) bool { return strings.HasPrefix(v.VIP, r.name) })
-		syns, others, arrived := int(stats.VIPs[i].Connections), int(stats.VIPs[i].Packets-stats.VIPs[i].Connections), int(r.arrived()-before)
+		vip := r.vipStats(r.vip)
+		syns, others, arrived := int(vip.Connections), int(vip.Packets-vip.Connections), int(r.arrived()-before)
 		r.crowd.mu.Lock()
 		syns, others = syns-2*r.crowd.opened-r.crowd.excused, others-3*r.crowd.answers-8*r.crowd.opened
 		r.crowd.mu.Unlock()
 		if syns >= liveFlood && others >= liveFlood {
-			r.t.Logf("%d frames arrived, %d of the spoofed SYNs and %d of the ACKs went on; lost %v", arrived, syns, others, stats.Reasons)
+			r.t.Logf("%d frames arrived, %d of the spoofed SYNs and %d of the ACKs went on; lost %v", arrived, syns, others, r.stats().Reasons)
 			return
 		}
 		if r.crowd.failed() {

@@ -36,7 +36,7 @@ type liveNet struct {
 }
 
 // buildLive makes the network; its balancer is attached. VIPs are host routes of the client.
-func buildLive(t testing.TB, servers int) *liveNet {
+func buildLive(t testing.TB, servers int, attachFlags ...string) *liveNet {
 	t.Helper()
 	network, err := lab.BuildNetwork(lab.Plan{Servers: servers, RouteVIPs: true})
 	if err != nil {
@@ -52,7 +52,7 @@ func buildLive(t testing.TB, servers int) *liveNet {
 		n.serveNames(server)
 		n.check(n.on(server, "realserver", "accept", n.VIP4.String(), n.VIP6.String(), "--mode", "tun", "--dev", "eth0"))
 	}
-	n.must("attach", "eth0")
+	n.must(append([]string{"attach", "eth0"}, attachFlags...)...)
 	return n
 }
 
@@ -124,7 +124,7 @@ type liveVIP struct {
 type liveBackend struct {
 	Backend, Mode, Admin string
 	Weight               int
-	Packets              uint64
+	Packets, Connections uint64
 	NextHop              string `json:"next_hop"`
 }
 

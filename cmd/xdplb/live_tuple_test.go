@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -44,6 +45,7 @@ func TestNewConnectionWithAnOldTuple(t *testing.T) {
 		}
 		n.check(conn.Close())
 	}
+	before := n.vipStats(vip).Backends[0].Connections
 	for i, conn := range old {
 		if i%2 == 0 {
 			n.again(conn, vip)
@@ -62,6 +64,22 @@ func TestNewConnectionWithAnOldTuple(t *testing.T) {
 			n.again(conn, vip)
 		}
 	}
+	// A client that is sent to the wrong server comes to the right one in the end, with another SYN.
+	if after := n.vipStats(vip).Backends[0].Connections; after != before {
+		t.Errorf("server1, which takes no new connections, got %d SYNs", after-before)
+	}
+}
+
+// vipStats are the counters of a VIP.
+func (n *liveNet) vipStats(vip netip.AddrPort) liveVIP {
+	n.t.Helper()
+	for _, v := range n.stats().VIPs {
+		if strings.HasPrefix(v.VIP, vip.String()) {
+			return v
+		}
+	}
+	n.t.Fatalf("stats do not show %s", vip)
+	return liveVIP{}
 }
 
 // again connects from the address and port of a connection that was closed.

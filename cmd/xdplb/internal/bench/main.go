@@ -39,6 +39,7 @@ func bench(runs int, only string) error {
 			continue
 		}
 		if err := part.run(rep, runs); err != nil {
+			rep.print() // what was measured is measured
 			return fmt.Errorf("%s: %w", part.name, err)
 		}
 	}
