@@ -131,13 +131,24 @@ func newFlood(n *liveNet, to netip.AddrPort) *flood {
 	return &flood{n, newShot(n, syn, source, port), newShot(n, ack, source, port)}
 }
 
-// send sends half as many SYNs and half as many ACKs, in turns. While the balancer is busy its ring overflows, and
-// fewer arrive.
+// floodBurst is sent at once. The ring of a veth device has 256 places: while it overflows it loses the frames of
+// connections too, which then pause for seconds through no fault of the balancer's.
+const floodBurst = 1024
+
+// send sends half as many SYNs and half as many ACKs, in turns. After each burst the ring empties, so that what
+// connections send is taken as well.
 func (f *flood) send(frames int) error {
-	for range 2 {
+	for sent := 0; sent < frames; sent += 2 * floodBurst {
 		for _, s := range []shot{f.syn, f.ack} {
-			if err := f.net.fire(s, frames/4); err != nil {
+			if err := f.net.fire(s, floodBurst); err != nil {
 				return fmt.Errorf("a flood: %w", err)
+			}
+			for before := uint64(0); ; {
+				now := f.net.arrived()
+				if now-before < floodBurst/8 { // what connections send goes on
+					break
+				}
+				before = now
 			}
 		}
 	}
