@@ -131,7 +131,7 @@ func probeServers(e *env) error {
 
 func setupTimeout(flags *pflag.FlagSet) func(*env) error {
 	tcp := flags.Duration("tcp", 0, "established TCP connections (15m)")
-	closing := flags.Duration("closing", 0, "TCP connections that one side has closed (2m)")
+	closing := flags.Duration("closing", 0, "TCP connections that one side has closed (2m); kept, and of no effect until there is a mode that follows both sides")
 	udp := flags.Duration("udp", 0, "UDP flows (5m)")
 	return func(e *env) error {
 		var set loader.Timeouts
