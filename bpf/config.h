@@ -23,6 +23,10 @@ volatile const struct {
 	enum interface_limit interface_limit;
 	enum flow_state flow_state;
 	enum flow_stamp flow_stamp;
+	enum flow_direction flow_direction;
+	enum hop_vlan hop_vlan;
+	enum affinity_group affinity_group;
+	enum snat_limit snat_limit;
 	enum reason reason;
 	enum setting_flag setting_flag;
 } enums_for_go = {};

@@ -68,6 +68,47 @@ struct {
 	__uint(max_entries, 16384);
 } counters SEC(".maps");
 
+/* The SNAT addresses: the pool's and those of single VIPs, in lists. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, union address);
+	__uint(max_entries, snat_max);
+} snat SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct affinity_key);
+	__type(value, struct affinity);
+	__uint(max_entries, 65536);
+} affinities SEC(".maps");
+
+/* Backend ids, of VIPs in an affinity group. Written by Go only. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct server_key);
+	__type(value, __u32);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} servers SEC(".maps");
+
+/* VIP id → where new flows are in its round-robin sequence. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 4096);
+} cursors SEC(".maps");
+
+/* Backend index → its open flows, for `lc`; counted anew by every command that lists or changes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 16384);
+} loads SEC(".maps");
+
 /* VIP id → what backends counted whose record is in use again. Written by Go only. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

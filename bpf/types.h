@@ -34,6 +34,8 @@ _Static_assert(sizeof(struct vip_key) == 24, "vips key");
 enum scheduler {
 	scheduler_maglev, /* the five-tuple picks the slot */
 	scheduler_source, /* the client's address, masked, picks the slot */
+	scheduler_rr,     /* the table is a weighted round-robin sequence; new flows walk it */
+	scheduler_lc,     /* the less loaded of two slots */
 };
 
 /* What maps a tuple to a slot. The prefix counts from the first of 128 bits. */
@@ -43,10 +45,12 @@ struct slot_function {
 };
 
 enum vip_flag {
-	vip_pin_all = 1, /* every flow is pinned: --track all */
+	vip_pin_all = 1, /* every flow is pinned: as asked, or because of its scheduler, affinity or a backend's mode */
 	vip_was = 2,     /* slot_function changed: `old` is read at the slot of `was` */
 	vip_address = 4, /* not a VIP: the entry that marks a VIP's address */
+	vip_track_all = 8, /* --track all; read by Go only */
 };
+enum affinity_limit { affinity_name_size = 16 };
 
 struct vip {
 	__u32 id;
@@ -57,11 +61,15 @@ struct vip {
 	struct slot_function was;
 	__u8 flags;
 	__u8 mode;          /* of backends that name none; read by Go only */
-	__u8 pad[2];
+	__u16 snat_first;   /* its own list in `snat`; */
+	__u16 snat_count;   /* 0: the pool's */
+	__u16 pad;
 	__u32 assigned;     /* of vip_address: the interface that `--assign` put it on; read by Go only */
-	__u32 pad2;
+	__u32 affinity;     /* jiffies that a client keeps its backend after its last new flow; 0: none */
+	__u32 affinity_group; /* VIPs of one number share their clients' backends */
+	__u8 affinity_name[affinity_name_size]; /* of the group, zero-padded; read by Go only */
 };
-_Static_assert(sizeof(struct vip) == 40, "vips value");
+_Static_assert(sizeof(struct vip) == 64, "vips value");
 
 /* Half of `old` is enough for an id: 20 bits of index and 11 of generation. */
 struct slot {
@@ -100,8 +108,9 @@ enum hop_flag {
 /* One word each, loaded and stored whole, so that a reader sees an old or a new one. */
 struct hop_mac {
 	__u8 mac[6];
-	__u16 vlan; /* 0: as the frame came */
+	__u16 vlan; /* 0: as the frame came; hop_untagged: without a tag */
 };
+enum hop_vlan { hop_untagged = 0xffff };
 struct hop_link {
 	__u16 interface; /* index in `interfaces` and `devices` */
 	__u16 mtu;       /* of the IP packet, bytes */
@@ -127,7 +136,8 @@ _Static_assert(sizeof(struct backend) == 64, "a backend is one cache line");
 struct interface {
 	__u64 mac;
 	__u32 ifindex;
-	__u32 flags;
+	__u16 flags;
+	__u16 mtu; /* of the IP packet, bytes */
 	__u64 accept[6]; /* further MACs that are ours: --accept-mac */
 };
 _Static_assert(sizeof(struct interface) == 64, "one cache line");
@@ -135,19 +145,59 @@ enum interface_flag { interface_generic = 1 };
 enum interface_limit { interface_accept_max = 6, interface_max = 64 };
 
 enum flow_state {
-	flow_spoken = 1,  /* more than SYNs were seen */
-	flow_closing = 2, /* the client sent FIN or RST */
+	flow_spoken = 1,   /* the client sent more than SYNs */
+	flow_closing = 2,  /* the client sent FIN or RST */
+	flow_answered = 4, /* the backend spoke; this and the following only of NAT and FULL-NAT flows */
+	flow_finished = 8, /* the backend sent FIN */
+	flow_reset = 16,   /* one of the two sent RST */
+	flow_backend_first = 32, /* the backend's FIN came first: it holds the tuple in TIME_WAIT */
 };
 enum flow_stamp { flow_stamp_shift = 8 };
-enum flow_direction { flow_to_backend };
+enum flow_direction {
+	flow_to_backend, /* the key is the flow as its client sends it */
+	flow_to_client,  /* the key is the flow as its backend sends it: NAT and FULL-NAT */
+};
 
+/*
+ * In NAT and FULL-NAT a flow has two entries, twins, one for each direction. Both know where the client's frames
+ * came from: a reply's way, and what the next packet of the client is compared with.
+ */
 struct flow {
 	__u64 stamp; /* jiffies when last seen << flow_stamp_shift | states; one word, changed by compare-and-swap */
 	__u32 backend;
 	__u8 direction;
-	__u8 pad[3];
+	__u8 pad;
+	__u16 interface;   /* last hop: index in `interfaces` */
+	__u64 id;          /* random, the same in both twins; 0: an entry of DR or TUN, and nothing below is used */
+	union address far; /* to the backend: the source it sees; to the client: the client */
+	union address vip; /* to the client: the VIP */
+	__u16 far_port;
+	__u16 vip_port;
+	__u32 touched;     /* jiffies when the twin was last touched */
+	struct hop_mac last_hop;
 };
-_Static_assert(sizeof(struct flow) == 16, "flow table value");
+_Static_assert(sizeof(struct flow) == 72, "flow table value");
+
+/* Which backend a client had last: --affinity. */
+struct affinity_key {
+	union address client; /* masked */
+	__u32 group;          /* vip.affinity_group, or affinity_of_vip | the VIP's id */
+	__u32 pad;
+};
+enum affinity_group { affinity_of_vip = 1 << 31 };
+struct affinity {
+	union address server; /* other VIPs of the group have it under another id */
+	__u64 seen;           /* jiffies */
+	__u32 backend;
+	__u32 pad;
+};
+
+/* VIPs of an affinity group find a server under its address. */
+struct server_key {
+	union address address;
+	__u32 vip;
+	__u32 pad;
+};
 
 /* RFC 791, RFC 8200 4.5: what the fragments of one packet have in common. */
 struct fragment_key {
@@ -192,6 +242,10 @@ enum reason {
 	echo_answered,    /* an echo request to a VIP, answered here */
 	fragment_unknown, /* a later fragment whose first one was not seen */
 	no_headroom,      /* the driver left no room for the outer header */
+	snat_exhausted,   /* FULL-NAT: every port toward this backend is in use */
+	nat_clash,        /* NAT: this client's port talks to this backend through another VIP */
+	flow_unknown,     /* a TCP packet of no flow, which FULL-NAT cannot adopt; the client got a RST */
+	twin_lost,        /* the flow's other direction is another flow's by now */
 	redirect_failed,  /* counted after the fact, and taken off those forwarded */
 	tx_failed,        /* likewise */
 	reason_max,
@@ -201,6 +255,7 @@ enum message {
 	message_echo,
 	message_ttl_exceeded,
 	message_too_big,
+	message_reset,
 	message_max,
 };
 
@@ -211,8 +266,15 @@ struct bucket {
 };
 
 enum setting_flag {
-	setting_any_port = 1, /* some VIP has port 0 */
+	setting_any_port = 1,   /* some VIP has port 0 */
+	setting_translates = 2, /* some backend is NAT or FULL-NAT: replies may come */
 };
+
+/* The SNAT pool: a part of `snat` for each family. One word: a change writes a list elsewhere and swings this. */
+struct snat_pool {
+	__u16 first4, count4, first6, count6;
+};
+enum snat_limit { snat_max = 1024 };
 
 /* Times in jiffies. A map and not global data: it outlives the program. */
 struct settings {
@@ -229,5 +291,8 @@ struct settings {
 	__be32 spread_prefix; /* --tun-spread, IPv4 */
 	__be32 spread_mask;   /* bits of the outer source that the flow varies; 0: none */
 	__u64 key_fingerprint; /* read by Go only */
+	struct snat_pool snat;
+	__u16 snat_low, snat_high; /* ports that FULL-NAT sends from, both included */
+	__u32 pad;
 };
-_Static_assert(sizeof(struct settings) == 120, "settings value");
+_Static_assert(sizeof(struct settings) == 136, "settings value");

@@ -18,6 +18,27 @@ type XdplbAddress struct {
 	Bytes [16]uint8
 }
 
+type XdplbAffinity struct {
+	_       structs.HostLayout
+	Server  XdplbAddress
+	Seen    uint64
+	Backend uint32
+	Pad     uint32
+}
+
+type XdplbAffinityGroup int32
+
+const (
+	XdplbAffinityGroupAffinityOfVip XdplbAffinityGroup = -2147483648
+)
+
+type XdplbAffinityKey struct {
+	_      structs.HostLayout
+	Client XdplbAddress
+	Group  uint32
+	Pad    uint32
+}
+
 type XdplbBackend struct {
 	_       structs.HostLayout
 	Id      uint32
@@ -73,8 +94,23 @@ type XdplbFlow struct {
 	Stamp     uint64
 	Backend   uint32
 	Direction uint8
-	Pad       [3]uint8
+	Pad       uint8
+	Interface uint16
+	Id        uint64
+	Far       XdplbAddress
+	Vip       XdplbAddress
+	FarPort   uint16
+	VipPort   uint16
+	Touched   uint32
+	LastHop   XdplbHopMac
 }
+
+type XdplbFlowDirection uint32
+
+const (
+	XdplbFlowDirectionFlowToBackend XdplbFlowDirection = 0
+	XdplbFlowDirectionFlowToClient  XdplbFlowDirection = 1
+)
 
 type XdplbFlowStamp uint32
 
@@ -85,8 +121,12 @@ const (
 type XdplbFlowState uint32
 
 const (
-	XdplbFlowStateFlowSpoken  XdplbFlowState = 1
-	XdplbFlowStateFlowClosing XdplbFlowState = 2
+	XdplbFlowStateFlowSpoken       XdplbFlowState = 1
+	XdplbFlowStateFlowClosing      XdplbFlowState = 2
+	XdplbFlowStateFlowAnswered     XdplbFlowState = 4
+	XdplbFlowStateFlowFinished     XdplbFlowState = 8
+	XdplbFlowStateFlowReset        XdplbFlowState = 16
+	XdplbFlowStateFlowBackendFirst XdplbFlowState = 32
 )
 
 type XdplbFragment struct {
@@ -126,11 +166,18 @@ type XdplbHopMac struct {
 	Vlan uint16
 }
 
+type XdplbHopVlan uint32
+
+const (
+	XdplbHopVlanHopUntagged XdplbHopVlan = 65535
+)
+
 type XdplbInterface struct {
 	_       structs.HostLayout
 	Mac     uint64
 	Ifindex uint32
-	Flags   uint32
+	Flags   uint16
+	Mtu     uint16
 	Accept  [6]uint64
 }
 
@@ -170,9 +217,13 @@ const (
 	XdplbReasonEchoAnswered    XdplbReason = 8
 	XdplbReasonFragmentUnknown XdplbReason = 9
 	XdplbReasonNoHeadroom      XdplbReason = 10
-	XdplbReasonRedirectFailed  XdplbReason = 11
-	XdplbReasonTxFailed        XdplbReason = 12
-	XdplbReasonReasonMax       XdplbReason = 13
+	XdplbReasonSnatExhausted   XdplbReason = 11
+	XdplbReasonNatClash        XdplbReason = 12
+	XdplbReasonFlowUnknown     XdplbReason = 13
+	XdplbReasonTwinLost        XdplbReason = 14
+	XdplbReasonRedirectFailed  XdplbReason = 15
+	XdplbReasonTxFailed        XdplbReason = 16
+	XdplbReasonReasonMax       XdplbReason = 17
 )
 
 type XdplbScheduler uint32
@@ -180,12 +231,22 @@ type XdplbScheduler uint32
 const (
 	XdplbSchedulerSchedulerMaglev XdplbScheduler = 0
 	XdplbSchedulerSchedulerSource XdplbScheduler = 1
+	XdplbSchedulerSchedulerRr     XdplbScheduler = 2
+	XdplbSchedulerSchedulerLc     XdplbScheduler = 3
 )
+
+type XdplbServerKey struct {
+	_       structs.HostLayout
+	Address XdplbAddress
+	Vip     uint32
+	Pad     uint32
+}
 
 type XdplbSettingFlag uint32
 
 const (
-	XdplbSettingFlagSettingAnyPort XdplbSettingFlag = 1
+	XdplbSettingFlagSettingAnyPort    XdplbSettingFlag = 1
+	XdplbSettingFlagSettingTranslates XdplbSettingFlag = 2
 )
 
 type XdplbSettings struct {
@@ -203,12 +264,30 @@ type XdplbSettings struct {
 	SpreadPrefix   uint32
 	SpreadMask     uint32
 	KeyFingerprint uint64
+	Snat           XdplbSnatPool
+	SnatLow        uint16
+	SnatHigh       uint16
+	Pad            uint32
 }
 
 type XdplbSlotFunction struct {
 	_            structs.HostLayout
 	Scheduler    uint8
 	SourcePrefix uint8
+}
+
+type XdplbSnatLimit uint32
+
+const (
+	XdplbSnatLimitSnatMax XdplbSnatLimit = 1024
+)
+
+type XdplbSnatPool struct {
+	_      structs.HostLayout
+	First4 uint16
+	Count4 uint16
+	First6 uint16
+	Count6 uint16
 }
 
 type XdplbTuple struct {
@@ -222,26 +301,31 @@ type XdplbTuple struct {
 }
 
 type XdplbVip struct {
-	_           structs.HostLayout
-	Id          uint32
-	TableSize   uint32
-	ChangedAt   uint64
-	PinnedSince uint64
-	Function    XdplbSlotFunction
-	Was         XdplbSlotFunction
-	Flags       uint8
-	Mode        uint8
-	Pad         [2]uint8
-	Assigned    uint32
-	Pad2        uint32
+	_             structs.HostLayout
+	Id            uint32
+	TableSize     uint32
+	ChangedAt     uint64
+	PinnedSince   uint64
+	Function      XdplbSlotFunction
+	Was           XdplbSlotFunction
+	Flags         uint8
+	Mode          uint8
+	SnatFirst     uint16
+	SnatCount     uint16
+	Pad           uint16
+	Assigned      uint32
+	Affinity      uint32
+	AffinityGroup uint32
+	AffinityName  [16]uint8
 }
 
 type XdplbVipFlag uint32
 
 const (
-	XdplbVipFlagVipPinAll  XdplbVipFlag = 1
-	XdplbVipFlagVipWas     XdplbVipFlag = 2
-	XdplbVipFlagVipAddress XdplbVipFlag = 4
+	XdplbVipFlagVipPinAll   XdplbVipFlag = 1
+	XdplbVipFlagVipWas      XdplbVipFlag = 2
+	XdplbVipFlagVipAddress  XdplbVipFlag = 4
+	XdplbVipFlagVipTrackAll XdplbVipFlag = 8
 )
 
 type XdplbVipKey struct {
@@ -256,17 +340,22 @@ type XdplbVipKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	XdplbMapAffinities     = "affinities"
 	XdplbMapBackends       = "backends"
 	XdplbMapBuckets        = "buckets"
 	XdplbMapCounters       = "counters"
+	XdplbMapCursors        = "cursors"
 	XdplbMapDevices        = "devices"
 	XdplbMapFlows          = "flows"
 	XdplbMapFragments      = "fragments"
 	XdplbMapHalfOpen       = "half_open"
 	XdplbMapInterfaces     = "interfaces"
+	XdplbMapLoads          = "loads"
 	XdplbMapReasons        = "reasons"
 	XdplbMapRetired        = "retired"
+	XdplbMapServers        = "servers"
 	XdplbMapSettings       = "settings"
+	XdplbMapSnat           = "snat"
 	XdplbMapTables         = "tables"
 	XdplbMapVips           = "vips"
 	XdplbProgOnBulkTx      = "on_bulk_tx"
@@ -332,17 +421,22 @@ type XdplbProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XdplbMapSpecs struct {
+	Affinities *ebpf.MapSpec `ebpf:"affinities"`
 	Backends   *ebpf.MapSpec `ebpf:"backends"`
 	Buckets    *ebpf.MapSpec `ebpf:"buckets"`
 	Counters   *ebpf.MapSpec `ebpf:"counters"`
+	Cursors    *ebpf.MapSpec `ebpf:"cursors"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Flows      *ebpf.MapSpec `ebpf:"flows"`
 	Fragments  *ebpf.MapSpec `ebpf:"fragments"`
 	HalfOpen   *ebpf.MapSpec `ebpf:"half_open"`
 	Interfaces *ebpf.MapSpec `ebpf:"interfaces"`
+	Loads      *ebpf.MapSpec `ebpf:"loads"`
 	Reasons    *ebpf.MapSpec `ebpf:"reasons"`
 	Retired    *ebpf.MapSpec `ebpf:"retired"`
+	Servers    *ebpf.MapSpec `ebpf:"servers"`
 	Settings   *ebpf.MapSpec `ebpf:"settings"`
+	Snat       *ebpf.MapSpec `ebpf:"snat"`
 	Tables     *ebpf.MapSpec `ebpf:"tables"`
 	Vips       *ebpf.MapSpec `ebpf:"vips"`
 }
@@ -376,34 +470,44 @@ func (o *XdplbObjects) Close() error {
 //
 // It can be passed to LoadXdplbObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XdplbMaps struct {
+	Affinities *ebpf.Map `ebpf:"affinities"`
 	Backends   *ebpf.Map `ebpf:"backends"`
 	Buckets    *ebpf.Map `ebpf:"buckets"`
 	Counters   *ebpf.Map `ebpf:"counters"`
+	Cursors    *ebpf.Map `ebpf:"cursors"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Flows      *ebpf.Map `ebpf:"flows"`
 	Fragments  *ebpf.Map `ebpf:"fragments"`
 	HalfOpen   *ebpf.Map `ebpf:"half_open"`
 	Interfaces *ebpf.Map `ebpf:"interfaces"`
+	Loads      *ebpf.Map `ebpf:"loads"`
 	Reasons    *ebpf.Map `ebpf:"reasons"`
 	Retired    *ebpf.Map `ebpf:"retired"`
+	Servers    *ebpf.Map `ebpf:"servers"`
 	Settings   *ebpf.Map `ebpf:"settings"`
+	Snat       *ebpf.Map `ebpf:"snat"`
 	Tables     *ebpf.Map `ebpf:"tables"`
 	Vips       *ebpf.Map `ebpf:"vips"`
 }
 
 func (m *XdplbMaps) Close() error {
 	return _XdplbClose(
+		m.Affinities,
 		m.Backends,
 		m.Buckets,
 		m.Counters,
+		m.Cursors,
 		m.Devices,
 		m.Flows,
 		m.Fragments,
 		m.HalfOpen,
 		m.Interfaces,
+		m.Loads,
 		m.Reasons,
 		m.Retired,
+		m.Servers,
 		m.Settings,
+		m.Snat,
 		m.Tables,
 		m.Vips,
 	)

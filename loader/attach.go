@@ -269,9 +269,9 @@ func (b *Balancer) attachOne(link netlink.Link, o AttachOptions) (done Attached,
 		restore()
 		return done, nil, err
 	}
-	r.Flags &^= uint32(bpf.XdplbInterfaceFlagInterfaceGeneric)
+	r.Flags &^= uint16(bpf.XdplbInterfaceFlagInterfaceGeneric)
 	if done.Mode == XDPGeneric {
-		r.Flags |= uint32(bpf.XdplbInterfaceFlagInterfaceGeneric)
+		r.Flags |= uint16(bpf.XdplbInterfaceFlagInterfaceGeneric)
 	}
 	off = func() { takeOff(); restore() }
 	if err := b.Maps.PutInterface(r); err != nil {

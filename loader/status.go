@@ -59,7 +59,7 @@ func (b *Balancer) Status() (s Status, err error) {
 
 func (b *Balancer) interfaceStatus(r maps.Interface) InterfaceStatus {
 	s := InterfaceStatus{Name: interfaceName(r.Ifindex), Mode: XDPNative, MAC: MAC(r.Mac).String()}
-	if r.Flags&uint32(bpf.XdplbInterfaceFlagInterfaceGeneric) != 0 {
+	if r.Flags&uint16(bpf.XdplbInterfaceFlagInterfaceGeneric) != 0 {
 		s.Mode = XDPGeneric
 	}
 	for _, word := range r.Accept {
