@@ -23,3 +23,14 @@ ALWAYS_INLINE void count_backend(__u32 backend, const struct packet *packet)
 	count->bytes += packet->length;
 	count->connections += packet->opens;
 }
+
+ALWAYS_INLINE void count_reply(__u32 backend, const struct packet *packet)
+{
+	__u32 index = backend & backend_index_mask;
+	struct counters *count = bpf_map_lookup_elem(&counters, &index);
+
+	if (!count)
+		return;
+	count->reply_packets += 1;
+	count->reply_bytes += packet->length;
+}

@@ -89,8 +89,11 @@ ALWAYS_INLINE bool write_outer(struct xdp_md *ctx, const struct packet *packet, 
  * unknown; but the backend's MTU is lowered, and the client's next packet gets the answer. `refresh` forgets it.
  * The error must quote a packet of ours: its outer addresses, and inside a flow of that backend.
  */
-static __noinline int learn_path_mtu(struct xdp_md *ctx, const struct packet *packet, const struct settings *settings)
+__noinline int learn_path_mtu(struct xdp_md *ctx, const struct packet *packet, const struct settings *settings)
 {
+	if (!packet || !settings)
+		return 0;
+
 	struct icmp_message *icmp = frame_at(ctx, packet->l4 & l4_mask, sizeof(*icmp));
 	struct packet quoted = quoted_by(packet);
 	struct backend *backend = NULL;
@@ -107,10 +110,9 @@ static __noinline int learn_path_mtu(struct xdp_md *ctx, const struct packet *pa
 	quoted.ipv6 = quoted.tuple.proto == IPPROTO_IPV6;
 	if (parse_quoted(ctx, &quoted) || !quoted.tuple.sport)
 		return 0;
-	quoted.kind = packet_icmp_error; /* pins are read, and never written */
 	vip = find_vip(&quoted, settings);
 	if (vip)
-		backend = select_backend(&quoted, vip, settings);
+		backend = quoted_backend(&quoted, vip, settings);
 	if (backend && backend->mode == mode_tun && same_address(&backend->address, &outer_destination) &&
 	    mtu >= (packet->ipv6 ? mtu_min_ipv6 : mtu_min) && mtu < backend->link.mtu)
 		backend->link.mtu = mtu;

@@ -16,6 +16,12 @@ struct pin {
 	bool promoted;     /* it is in `flows` */
 };
 
+/* Writes no entries: it may be late, or a lie. */
+ALWAYS_INLINE bool reads_only(const struct packet *packet)
+{
+	return packet->kind == packet_later_fragment || packet->kind == packet_icmp_error;
+}
+
 ALWAYS_INLINE struct pin find_pin(const struct tuple *tuple)
 {
 	struct pin pin = { .flow = bpf_map_lookup_elem(&flows, tuple) };
@@ -35,8 +41,11 @@ ALWAYS_INLINE bool flow_live(const struct flow *flow, const struct settings *set
 	return idle <= (stamp & flow_spoken ? settings->tcp_idle : settings->half_open);
 }
 
-/* Two CPUs may touch one flow: neither a later time nor a state of the other's is lost. */
-ALWAYS_INLINE void touch_flow(struct flow *flow, __u64 time, __u64 states)
+/*
+ * Two CPUs may touch one flow: neither a later time nor a state of the other's is lost. Returns the states that the
+ * flow had.
+ */
+ALWAYS_INLINE __u64 touch_flow(struct flow *flow, __u64 time, __u64 states)
 {
 	__u64 stamp = flow->stamp;
 
@@ -45,12 +54,19 @@ ALWAYS_INLINE void touch_flow(struct flow *flow, __u64 time, __u64 states)
 		__u64 found;
 
 		if (next == stamp)
-			return;
+			break;
 		found = __sync_val_compare_and_swap(&flow->stamp, stamp, next);
 		if (found == stamp)
-			return;
+			break;
 		stamp = found;
 	}
+	return stamp & FLOW_STATES;
+}
+
+/* Of a flow that counts toward the load of its backend: a handshake is none, lest a flood of SYNs be one. */
+ALWAYS_INLINE bool flow_open(__u64 states)
+{
+	return (states & (flow_spoken | flow_closing | flow_finished | flow_reset)) == flow_spoken;
 }
 
 /*
@@ -74,8 +90,6 @@ ALWAYS_INLINE void remember_flow(const struct tuple *tuple, __u32 backend, __u64
 /* In this order, so that the flow is always in one of the two. */
 ALWAYS_INLINE void promote_flow(const struct tuple *tuple, const struct flow *flow)
 {
-	struct flow copy = { .stamp = flow->stamp, .backend = flow->backend, .direction = flow->direction };
-
-	if (!bpf_map_update_elem(&flows, tuple, &copy, BPF_ANY))
+	if (!bpf_map_update_elem(&flows, tuple, flow, BPF_ANY))
 		bpf_map_delete_elem(&half_open, tuple);
 }

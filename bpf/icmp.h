@@ -197,8 +197,11 @@ ALWAYS_INLINE bool turn_around(struct xdp_md *ctx, const struct packet *packet)
 }
 
 /* An echo request to the address of a VIP. */
-static __noinline enum reason answer_echo(struct xdp_md *ctx, struct packet *packet, const struct settings *settings)
+__noinline enum reason answer_echo(struct xdp_md *ctx, struct packet *packet, const struct settings *settings)
 {
+	if (!packet || !settings)
+		return passed;
+
 	struct vip_key key = { .address = packet->tuple.dst, .proto = packet->tuple.proto };
 	__u8 request = packet->ipv6 ? icmpv6_echo_request : icmp_echo_request;
 	__u8 reply = packet->ipv6 ? icmpv6_echo_reply : icmp_echo_reply;
@@ -230,7 +233,8 @@ ALWAYS_INLINE __u64 sum_words(const struct cursor *from, __u32 size)
 	return sum;
 }
 
-ALWAYS_INLINE bool write_message_ipv4(struct cursor *cursor, const struct packet *packet, __u16 size)
+/* The IP header of a message of `size` bytes from the packet's destination to its source. */
+ALWAYS_INLINE bool write_message_ipv4(struct cursor *cursor, const struct packet *packet, __u16 size, __u8 proto)
 {
 	struct iphdr *ip = cursor_take(cursor, sizeof(*ip));
 	__u32 *words = (__u32 *)ip;
@@ -243,7 +247,7 @@ ALWAYS_INLINE bool write_message_ipv4(struct cursor *cursor, const struct packet
 		.ihl = sizeof(*ip) / 4,
 		.tot_len = bpf_htons(sizeof(*ip) + size),
 		.ttl = message_ttl,
-		.protocol = IPPROTO_ICMP,
+		.protocol = proto,
 		.saddr = packet->tuple.dst.words[3],
 		.daddr = packet->tuple.src.words[3],
 	};
@@ -254,8 +258,7 @@ ALWAYS_INLINE bool write_message_ipv4(struct cursor *cursor, const struct packet
 	return true;
 }
 
-/* Adds the pseudo-header (RFC 4443, 2.3) to `sum`. */
-ALWAYS_INLINE bool write_message_ipv6(struct cursor *cursor, const struct packet *packet, __u16 size, __u64 *sum)
+ALWAYS_INLINE bool write_message_ipv6(struct cursor *cursor, const struct packet *packet, __u16 size, __u8 proto)
 {
 	struct ipv6hdr *ip = cursor_take(cursor, sizeof(*ip));
 
@@ -263,14 +266,21 @@ ALWAYS_INLINE bool write_message_ipv6(struct cursor *cursor, const struct packet
 		return false;
 	*(__be32 *)ip = bpf_htonl(6 << 28);
 	ip->payload_len = bpf_htons(size);
-	ip->nexthdr = IPPROTO_ICMPV6;
+	ip->nexthdr = proto;
 	ip->hop_limit = message_ttl;
 	__builtin_memcpy(&ip->saddr, &packet->tuple.dst, sizeof(ip->saddr));
 	__builtin_memcpy(&ip->daddr, &packet->tuple.src, sizeof(ip->daddr));
-	*sum += bpf_htonl(size) + (__u64)bpf_htonl(IPPROTO_ICMPV6);
-	for (int i = 0; i < 4; i++)
-		*sum += (__u64)packet->tuple.src.words[i] + packet->tuple.dst.words[i];
 	return true;
+}
+
+/* The sum of the pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1): what maps IPv4 addresses is ffff, which is 0 in sums. */
+ALWAYS_INLINE __u64 pseudo_header(const struct packet *packet, __u16 size, __u8 proto)
+{
+	__u64 sum = bpf_htonl(size) + (__u64)bpf_htonl(proto);
+
+	for (int i = 0; i < 4; i++)
+		sum += (__u64)packet->tuple.src.words[i] + packet->tuple.dst.words[i];
+	return sum;
 }
 
 /* Cuts the frame to what is quoted, and opens the space in front of it. Returns the bytes quoted, or 0. */
@@ -320,7 +330,7 @@ ALWAYS_INLINE enum reason tell_sender(struct xdp_md *ctx, struct packet *packet,
 {
 	struct icmp_message *written;
 	struct cursor cursor;
-	__u64 sum = 0;
+	__u64 sum;
 	__u16 size;
 	bool ok;
 
@@ -334,28 +344,36 @@ ALWAYS_INLINE enum reason tell_sender(struct xdp_md *ctx, struct packet *packet,
 		return reason;
 	size += sizeof(icmp);
 	cursor = cursor_at(ctx, packet->l3 & l3_mask);
-	ok = packet->ipv6 ? write_message_ipv6(&cursor, packet, size, &sum) : write_message_ipv4(&cursor, packet, size);
+	ok = packet->ipv6 ? write_message_ipv6(&cursor, packet, size, IPPROTO_ICMPV6) :
+			    write_message_ipv4(&cursor, packet, size, IPPROTO_ICMP);
 	written = cursor_peek(&cursor, sizeof(*written));
 	if (!ok || !written)
 		return reason;
 	*written = icmp;
+	sum = packet->ipv6 ? pseudo_header(packet, size, IPPROTO_ICMPV6) : 0;
 	written->check = ~fold_checksum(sum + sum_words(&cursor, size));
 	packet->answered = true;
 	return reason;
 }
 
-static __noinline enum reason tell_ttl_exceeded(struct xdp_md *ctx, struct packet *packet,
+__noinline enum reason tell_ttl_exceeded(struct xdp_md *ctx, struct packet *packet,
 						const struct settings *settings)
 {
+	if (!packet || !settings)
+		return ttl_exceeded;
+
 	struct icmp_message icmp = { .type = packet->ipv6 ? icmpv6_time_exceeded : icmp_time_exceeded };
 
 	return tell_sender(ctx, packet, settings, message_ttl_exceeded, icmp, ttl_exceeded);
 }
 
 /* `mtu`: of the sender's IP packets, bytes. Without DF too: we do not fragment, and its sender can. */
-static __noinline enum reason tell_too_big(struct xdp_md *ctx, struct packet *packet, const struct settings *settings,
+__noinline enum reason tell_too_big(struct xdp_md *ctx, struct packet *packet, const struct settings *settings,
 					   __u32 mtu)
 {
+	if (!packet || !settings)
+		return too_big;
+
 	struct icmp_message icmp = {
 		.type = packet->ipv6 ? icmpv6_too_big : icmp_unreachable,
 		.code = packet->ipv6 ? 0 : icmp_code_fragmentation_needed,

@@ -100,6 +100,21 @@ struct {
 	__uint(max_entries, 4096);
 } cursors SEC(".maps");
 
+/* Scratch. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct translation);
+	__uint(max_entries, 1);
+} translations SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct choice);
+	__uint(max_entries, 1);
+} choices SEC(".maps");
+
 /* Backend index → its open flows, for `lc`; counted anew by every command that lists or changes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

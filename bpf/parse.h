@@ -44,7 +44,10 @@ struct packet {
 	__u8 kind;
 	bool opens;  /* SYN without ACK */
 	bool closes; /* FIN or RST */
-	bool answered; /* the frame has become a message to the client */
+	bool resets; /* RST */
+	bool answered; /* the frame has become a message to its sender */
+	bool followed; /* NAT, FULL-NAT: what it becomes is known */
+	__u8 refused;  /* enum reason: why there is no backend, if it is not no_backend */
 };
 
 enum { tag_max = 2, extension_max = 6, icmp_size = 8 };
@@ -244,6 +247,7 @@ ALWAYS_INLINE bool parse_tcp(const struct cursor *cursor, struct packet *packet)
 	packet->tuple.dport = bpf_ntohs(tcp->dest);
 	packet->opens = tcp->syn && !tcp->ack;
 	packet->closes = tcp->fin || tcp->rst;
+	packet->resets = tcp->rst;
 	return true;
 }
 

@@ -59,25 +59,32 @@ ALWAYS_INLINE __be16 retag(__be16 tci, __u16 vlan)
 
 /*
  * The Ethernet header toward a next hop, in front of `type`. Tags stay as they came; a next hop on a VLAN
- * sets the outermost one, or adds it. `outer` bytes for outer headers are opened behind it.
+ * sets the outermost one, or adds it, and one that is known to be on none takes it off. `outer` bytes for outer
+ * headers are opened behind it.
  */
 ALWAYS_INLINE bool write_ethernet(struct xdp_md *ctx, struct packet *packet, const struct hop_mac *to, __u64 from,
 				  __u16 outer, __be16 type)
 {
-	bool add = to->vlan && !packet->tag_count;
+	bool untag = to->vlan == hop_untagged, add = to->vlan && !untag && !packet->tag_count;
+	int opened = outer;
 	struct vlan_tag *tag;
 	struct ethhdr *eth;
 	__be16 *next;
 
-	if (to->vlan)
+	if (untag) {
+		opened -= packet->tag_count * sizeof(*tag);
+		packet->l3 -= packet->tag_count * sizeof(*tag);
+		packet->tag_count = 0;
+	} else if (to->vlan) {
 		packet->tags[0].tci = retag(packet->tags[0].tci, to->vlan);
+	}
 	if (add) {
 		packet->tags[0].tpid = bpf_htons(ETH_P_8021Q);
 		packet->tag_count = 1;
 		packet->l3 += sizeof(*tag);
-		outer += sizeof(*tag);
+		opened += sizeof(*tag);
 	}
-	if (outer && bpf_xdp_adjust_head(ctx, -(int)outer))
+	if (opened && bpf_xdp_adjust_head(ctx, -opened))
 		return false;
 	eth = frame_at(ctx, 0, sizeof(*eth));
 	if (!eth)

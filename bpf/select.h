@@ -1,84 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
-/* VIP → slot → backend, and just-enough tracking: only flows of moving slots are looked up in the flow tables. */
+/* Just-enough tracking: only flows of moving slots are looked up in the flow tables. */
 #pragma once
 
-#include "flow.h"
-
-/*
- * NH of UMAC (RFC 4418, 5.2) over the 40 bytes of the tuple: five independent multiplications, then a
- * finalizer. maps/hash.go computes the same, and a test compares the two.
- */
-ALWAYS_INLINE __u64 tuple_hash(const struct settings *settings, const struct tuple *tuple)
-{
-	/* The last word by fields: the CPU cannot forward several small stores to one load. */
-	const __u64 words[] = {
-		tuple->src.quads[0], tuple->src.quads[1], tuple->dst.quads[0], tuple->dst.quads[1],
-		tuple->sport | (__u64)tuple->dport << 16 | (__u64)tuple->proto << 32,
-	};
-	__u64 sum = 0;
-
-#pragma unroll
-	for (int i = 0; i < (int)(sizeof(words) / sizeof(*words)); i++) {
-		__u32 low = words[i], high = words[i] >> 32;
-
-		low += settings->hash_key[2 * i];
-		high += settings->hash_key[2 * i + 1];
-		sum += (__u64)low * high;
-	}
-	sum ^= sum >> 32;
-	sum *= 0xff51afd7ed558ccd;
-	sum ^= sum >> 29;
-	sum *= 0xc4ceb9fe1a85ec53;
-	return sum ^ sum >> 32;
-}
-
-/* The first `bits` of eight bytes, counted as on the wire. */
-ALWAYS_INLINE __u64 wire_mask(__u32 bits)
-{
-	return bits >= 64 ? ~0ULL : bits ? bpf_cpu_to_be64(~0ULL << (64 - bits)) : 0;
-}
-
-static __noinline __u64 source_hash(const struct settings *settings, const union address *client, __u32 prefix)
-{
-	struct tuple tuple = {};
-
-	tuple.src.quads[0] = client->quads[0] & wire_mask(prefix);
-	tuple.src.quads[1] = client->quads[1] & wire_mask(prefix > 64 ? prefix - 64 : 0);
-	return tuple_hash(settings, &tuple);
-}
-
-ALWAYS_INLINE __u64 slot_hash(const struct settings *settings, const struct tuple *tuple,
-			      const struct slot_function *function)
-{
-	if (function->scheduler == scheduler_source)
-		return source_hash(settings, &tuple->src, function->source_prefix);
-	return tuple_hash(settings, tuple);
-}
-
-ALWAYS_INLINE struct slot *find_slot(const struct vip *vip, __u64 hash)
-{
-	__u32 id = vip->id, index = (hash >> 32) * vip->table_size >> 32;
-	void *table = bpf_map_lookup_elem(&tables, &id);
-
-	return table ? bpf_map_lookup_elem(table, &index) : NULL;
-}
-
-/* NULL if the id is free or in use by another: a slot or a pin may outlive its backend. */
-ALWAYS_INLINE struct backend *find_backend(__u32 id)
-{
-	__u32 index = id & backend_index_mask;
-	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
-
-	return id && backend && backend->id == id ? backend : NULL;
-}
-
-/* Serves the flows it has. Draining and unresolved backends do. */
-ALWAYS_INLINE bool backend_up(__u32 id)
-{
-	struct backend *backend = find_backend(id);
-
-	return backend && !(backend->flags & (backend_gone | backend_down));
-}
+#include "schedule.h"
+#include "nat.h"
 
 /* Where flows of this slot went before it moved. */
 ALWAYS_INLINE __u32 old_backend(const struct packet *packet, const struct vip *vip, const struct slot *slot,
@@ -91,53 +16,108 @@ ALWAYS_INLINE __u32 old_backend(const struct packet *packet, const struct vip *v
 	return slot->moving ? slot->old : slot->backend;
 }
 
-/* A packet of a moving slot: DESIGN.md, just-enough tracking. Returns a backend's id, or 0. */
-static __noinline __u32 select_moving(struct packet *packet, const struct vip *vip, const struct slot *slot,
-				      const struct settings *settings)
+/* The backend of a packet that has no pin and opens nothing. */
+ALWAYS_INLINE __u32 unpinned_backend(const struct packet *packet, const struct vip *vip, const struct slot *slot,
+				     const struct settings *settings)
 {
-	const struct tuple *tuple = &packet->tuple;
-	__u64 time = now(settings), states = flow_spoken | (packet->closes ? flow_closing : 0);
-	bool reads_only = packet->kind == packet_later_fragment || packet->kind == packet_icmp_error;
-	struct pin pin = find_pin(tuple);
-	bool pinned = pin.flow && backend_up(pin.flow->backend);
-	__u32 old;
+	__u32 old = old_backend(packet, vip, slot, settings);
 
-	if (packet->opens) {
-		if (pinned && flow_live(pin.flow, settings) && !(pin.flow->stamp & flow_closing)) {
-			touch_flow(pin.flow, time, 0);
-			return pin.flow->backend;
-		}
-		if (pin.promoted)
-			bpf_map_delete_elem(&flows, tuple);
-		remember_flow(tuple, slot->backend, time, 0, false);
-		return slot->backend;
-	}
-	if (pinned) {
-		__u32 backend = pin.flow->backend;
-
-		if (reads_only)
-			return backend;
-		touch_flow(pin.flow, time, states);
-		if (!pin.promoted)
-			promote_flow(tuple, pin.flow);
-		return backend;
-	}
-	/* UDP shows no beginning: a while after a change, what has no pin is new. */
-	if (tuple->proto == IPPROTO_UDP && time - vip->changed_at >= settings->udp_grace)
-		old = slot->backend;
-	else
-		old = old_backend(packet, vip, slot, settings);
-	if (!backend_up(old))
-		old = slot->backend;
-	if (!reads_only) {
-		remember_flow(tuple, old, time, states, pin.promoted);
-		packet->opens = tuple->proto == IPPROTO_UDP; /* to be counted: where every flow is pinned, it is new */
-	}
-	return old;
+	return backend_up(old) ? old : slot->backend;
 }
 
-/* Sets the packet's hash. NULL: the VIP has no backend for this flow. */
-ALWAYS_INLINE struct backend *select_backend(struct packet *packet, const struct vip *vip,
+/* UDP shows no beginning: a while after a change, what has no pin is new. */
+ALWAYS_INLINE bool surely_new(const struct packet *packet, const struct vip *vip, __u64 time,
+			      const struct settings *settings)
+{
+	return packet->tuple.proto == IPPROTO_UDP && time - vip->changed_at >= settings->udp_grace;
+}
+
+/* A later fragment or an ICMP error in a moving slot: reads pins, and writes none. */
+__noinline __u32 read_moving(struct packet *packet, const struct vip *vip, const struct slot *slot,
+				    const struct settings *settings)
+{
+	if (!packet || !vip || !slot || !settings)
+		return 0;
+
+	struct flow *flow = find_pin(&packet->tuple).flow;
+	struct backend *backend;
+	__u32 id;
+
+	if (flow && backend_up(flow->backend)) {
+		if (!flow->id)
+			return flow->backend;
+		if (follow_only(packet, flow, settings))
+			return flow->backend;
+	}
+	id = surely_new(packet, vip, now(settings), settings) ? slot->backend :
+								unpinned_backend(packet, vip, slot, settings);
+	backend = find_backend(id);
+	if (!backend || !translates(backend))
+		return id;
+	packet->refused = flow_unknown;
+	return 0;
+}
+
+/* The pin goes on to its backend, if that is up and the pin alive; else 0. */
+ALWAYS_INLINE __u32 follow_pin(struct xdp_md *ctx, struct packet *packet, const struct pin *pin, __u64 time,
+			       const struct settings *settings)
+{
+	__u64 had, states = packet->opens ? 0 : flow_spoken | (packet->closes ? flow_closing : 0);
+	__u32 backend = pin->flow->backend;
+
+	if (!backend_up(backend))
+		return 0;
+	if (pin->flow->id)
+		return follow_flow(ctx, packet, pin->flow, pin->promoted);
+	if (packet->opens && (!flow_live(pin->flow, settings) || pin->flow->stamp & flow_closing))
+		return 0;
+	had = touch_flow(pin->flow, time, states);
+	count_change(backend, had, had | states);
+	if (!packet->opens && !pin->promoted)
+		promote_flow(&packet->tuple, pin->flow);
+	return backend;
+}
+
+/* A packet of a moving slot: DESIGN.md, just-enough tracking. Returns a backend's id, or 0. */
+__noinline __u32 select_moving(struct xdp_md *ctx, struct packet *packet, const struct vip *vip,
+				      const struct slot *slot, const struct settings *settings)
+{
+	if (!packet || !vip || !slot || !settings)
+		return 0;
+
+	const struct tuple *tuple = &packet->tuple;
+	__u64 time = now(settings), states = packet->opens ? 0 : flow_spoken | (packet->closes ? flow_closing : 0);
+	struct pin pin = find_pin(tuple);
+	struct backend *backend;
+	__u32 id;
+
+	if (pin.flow) {
+		id = follow_pin(ctx, packet, &pin, time, settings);
+		if (id || packet->refused)
+			return id;
+	}
+	if (packet->opens || surely_new(packet, vip, time, settings))
+		id = choose_backend(packet, vip, slot, settings);
+	else
+		id = unpinned_backend(packet, vip, slot, settings);
+	backend = find_backend(id);
+	if (backend && translates(backend))
+		return open_flow(ctx, packet, vip, backend, pin.promoted);
+	if (packet->opens && pin.promoted)
+		bpf_map_delete_elem(&flows, tuple);
+	remember_flow(tuple, id, time, states, pin.promoted && !packet->opens);
+	count_change(id, 0, states);
+	packet->opens |= tuple->proto == IPPROTO_UDP; /* to be counted: where every flow is pinned, it is new */
+	return id;
+}
+
+ALWAYS_INLINE bool slot_moves(const struct vip *vip, const struct slot *slot)
+{
+	return slot->moving || vip->flags & (vip_pin_all | vip_was);
+}
+
+/* Sets the packet's hash. NULL: the VIP has no backend for this flow, and packet->refused may say why. */
+ALWAYS_INLINE struct backend *select_backend(struct xdp_md *ctx, struct packet *packet, const struct vip *vip,
 					     const struct settings *settings)
 {
 	struct slot *slot;
@@ -148,26 +128,42 @@ ALWAYS_INLINE struct backend *select_backend(struct packet *packet, const struct
 	if (!slot)
 		return NULL;
 	id = slot->backend;
-	if (slot->moving || vip->flags & (vip_pin_all | vip_was))
-		id = select_moving(packet, vip, slot, settings);
+	if (slot_moves(vip, slot))
+		id = reads_only(packet) ? read_moving(packet, vip, slot, settings) :
+					  select_moving(ctx, packet, vip, slot, settings);
 	return find_backend(id);
 }
 
-/* Port and protocol in one store, as the map reads them. */
-ALWAYS_INLINE struct vip *lookup_vip(struct vip_key *key, __u16 port, __u8 proto)
+/* Whose flow an ICMP error quotes; the same, but it leaves no trace. */
+ALWAYS_INLINE struct backend *quoted_backend(struct packet *quoted, const struct vip *vip,
+					     const struct settings *settings)
 {
-	__u64 tail = port | (__u32)proto << 16;
+	struct slot *slot = find_slot(vip, slot_hash(settings, &quoted->tuple, &vip->function));
 
-	__builtin_memcpy(&key->port, &tail, sizeof(tail));
-	return bpf_map_lookup_elem(&vips, key);
+	if (!slot)
+		return NULL;
+	return find_backend(slot_moves(vip, slot) ? read_moving(quoted, vip, slot, settings) : slot->backend);
+}
+
+/* A VIP of exactly this port. */
+ALWAYS_INLINE struct vip *find_exact_vip(const struct packet *packet)
+{
+	struct vip_key key = { .address = packet->tuple.dst };
+
+	return lookup_vip(&key, packet->tuple.dport, packet->tuple.proto);
+}
+
+/* A VIP of all ports. */
+ALWAYS_INLINE struct vip *find_any_port_vip(const struct packet *packet)
+{
+	struct vip_key key = { .address = packet->tuple.dst };
+
+	return lookup_vip(&key, 0, packet->tuple.proto);
 }
 
 ALWAYS_INLINE struct vip *find_vip(const struct packet *packet, const struct settings *settings)
 {
-	struct vip_key key = { .address = packet->tuple.dst };
-	struct vip *vip = lookup_vip(&key, packet->tuple.dport, packet->tuple.proto);
+	struct vip *vip = find_exact_vip(packet);
 
-	if (vip || !(settings->flags & setting_any_port))
-		return vip;
-	return lookup_vip(&key, 0, packet->tuple.proto);
+	return vip || !(settings->flags & setting_any_port) ? vip : find_any_port_vip(packet);
 }

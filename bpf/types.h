@@ -63,7 +63,8 @@ struct vip {
 	__u8 mode;          /* of backends that name none; read by Go only */
 	__u16 snat_first;   /* its own list in `snat`; */
 	__u16 snat_count;   /* 0: the pool's */
-	__u16 pad;
+	__u8 alias;         /* what ipvsadm calls its scheduler, and flags; 0: nothing; read by Go only */
+	__u8 pad;
 	__u32 assigned;     /* of vip_address: the interface that `--assign` put it on; read by Go only */
 	__u32 affinity;     /* jiffies that a client keeps its backend after its last new flow; 0: none */
 	__u32 affinity_group; /* VIPs of one number share their clients' backends */
@@ -98,6 +99,7 @@ enum backend_flag {
 	backend_unlisted = 8,  /* replaced by another id (set --mode); keeps what it has */
 	backend_gone = 16,     /* deleted; its counters are yet to be added to the VIP's */
 	backend_inherits = 32, /* its mode is the VIP's default */
+	backend_changing = 64, /* a command changes it, and the table may not show it yet; read by Go only */
 };
 
 enum hop_flag {
@@ -187,9 +189,7 @@ struct affinity_key {
 enum affinity_group { affinity_of_vip = 1 << 31 };
 struct affinity {
 	union address server; /* other VIPs of the group have it under another id */
-	__u64 seen;           /* jiffies */
-	__u32 backend;
-	__u32 pad;
+	__u64 turn; /* backend | jiffies << 32, when last seen; one word, changed by compare-and-swap */
 };
 
 /* VIPs of an affinity group find a server under its address. */
@@ -197,6 +197,28 @@ struct server_key {
 	union address address;
 	__u32 vip;
 	__u32 pad;
+};
+
+/* What becomes of a packet in NAT and FULL-NAT, and what a flow's beginning writes: too much for the stack. */
+struct translation {
+	struct tuple to;    /* the packet as it leaves */
+	struct tuple reply; /* a flow as its backend sends it, or the key of a twin */
+	struct flow flow;   /* the entry to write */
+	__u32 list;         /* in `snat` */
+	__u16 listed;       /* 0: the VIP's own address */
+	__u16 low;          /* ports: the first, and how many */
+	__u32 span;
+	__u8 takes_own;     /* an entry that shows the same flow is no clash */
+	__u8 own_only;      /* nothing else is looked for */
+	__u8 impatient;     /* no port was free */
+	__u8 pad;
+};
+
+/* What a choice under --affinity looks up and writes: too much for the stack. */
+struct choice {
+	struct affinity_key client;
+	struct affinity fresh;
+	struct server_key server;
 };
 
 /* RFC 791, RFC 8200 4.5: what the fragments of one packet have in common. */
@@ -294,5 +316,6 @@ struct settings {
 	struct snat_pool snat;
 	__u16 snat_low, snat_high; /* ports that FULL-NAT sends from, both included */
 	__u32 pad;
+	__u8 given_key[16]; /* what hash_key was made of, for `save`; read by Go only */
 };
-_Static_assert(sizeof(struct settings) == 136, "settings value");
+_Static_assert(sizeof(struct settings) == 152, "settings value");

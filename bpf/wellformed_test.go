@@ -30,7 +30,11 @@ func (w *world) wellFormed(in []byte) string {
 		if want := map[bpf.XdplbReason]uint32{bpf.XdplbReasonTransmitted: xdpTX, bpf.XdplbReasonRedirected: xdpRedirect}; got.verdict != want[got.reason] {
 			fail("another verdict")
 		}
-		if why := forwardedWell(in, got.frame); why != "" {
+		well := forwardedWell
+		if w.translates {
+			well = translatedWell
+		}
+		if why := well(in, got.frame); why != "" {
 			fail(why)
 		}
 	default:
@@ -42,6 +46,8 @@ func (w *world) wellFormed(in []byte) string {
 		case got.verdict != xdpTX:
 		case got.reason == bpf.XdplbReasonEchoAnswered:
 			why = echoedWell(in, got.frame)
+		case got.reason == bpf.XdplbReasonFlowUnknown || got.reason == bpf.XdplbReasonNatClash:
+			why = resetWell(in, got.frame)
 		default:
 			why = toldWell(in, got.frame)
 		}

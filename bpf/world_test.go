@@ -37,13 +37,16 @@ const (
 type world struct {
 	testing.TB
 	*maps.Maps
-	settings maps.Settings
-	entry    *ebpf.Program // goes on as program
-	program  *ebpf.Program
-	metadata int // bytes that entry puts before the frame
-	out      []byte
-	counted  *[bpf.XdplbReasonReasonMax]uint64 // nil: to be read
-	vips     uint32
+	settings   maps.Settings
+	entry      *ebpf.Program // goes on as program
+	program    *ebpf.Program
+	metadata   int // bytes that entry puts before the frame
+	out        []byte
+	counted    *[bpf.XdplbReasonReasonMax]uint64 // nil: to be read
+	vips       uint32
+	translates bool                        // its VIPs are of NAT or FULL-NAT
+	here       uint32                      // the interface that frames come in by
+	entries    map[uint32][2]*ebpf.Program // entry and program of each interface that they came in by
 }
 
 type worldOptions struct {
@@ -89,7 +92,7 @@ func newWorld(t testing.TB, options ...worldOptions) *world {
 	m, err := maps.Adopt(objects.XdplbMaps)
 	must(t, err)
 	t.Cleanup(func() { m.Close() })
-	w := &world{TB: t, Maps: m, program: objects.Program, out: make([]byte, 1<<16+1<<10)}
+	w := &world{TB: t, Maps: m, program: objects.Program, out: make([]byte, 1<<16+1<<10), here: inside}
 
 	w.entry = w.poisoned()
 
@@ -102,7 +105,7 @@ func newWorld(t testing.TB, options ...worldOptions) *world {
 	w.putSettings()
 	for _, number := range []uint32{inside, outside} {
 		must(t, w.PutInterface(maps.Interface{Number: number, XdplbInterface: bpf.XdplbInterface{
-			Mac: maps.MACWord(interfaceMAC(number)), Ifindex: 1, // any device will do: the redirect ends with the verdict
+			Mac: maps.MACWord(interfaceMAC(number)), Mtu: linkMTU, Ifindex: 1, // any device will do: the redirect ends with the verdict
 		}}))
 	}
 	return w
@@ -211,7 +214,7 @@ func (w *world) drops(what string, in []byte, reason bpf.XdplbReason) {
 func (w *world) goes(what string, p packet, b *maps.Backend) {
 	w.Helper()
 	verdict, reason := uint32(xdpTX), bpf.XdplbReasonTransmitted
-	if b.Link.Interface != inside {
+	if uint32(b.Link.Interface) != w.here {
 		verdict, reason = xdpRedirect, bpf.XdplbReasonRedirected
 	}
 	w.demand(what, p.bytes(w), verdict, reason, w.forwarded(p, b))

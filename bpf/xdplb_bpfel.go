@@ -19,11 +19,9 @@ type XdplbAddress struct {
 }
 
 type XdplbAffinity struct {
-	_       structs.HostLayout
-	Server  XdplbAddress
-	Seen    uint64
-	Backend uint32
-	Pad     uint32
+	_      structs.HostLayout
+	Server XdplbAddress
+	Turn   uint64
 }
 
 type XdplbAffinityGroup int32
@@ -63,6 +61,7 @@ const (
 	XdplbBackendFlagBackendUnlisted XdplbBackendFlag = 8
 	XdplbBackendFlagBackendGone     XdplbBackendFlag = 16
 	XdplbBackendFlagBackendInherits XdplbBackendFlag = 32
+	XdplbBackendFlagBackendChanging XdplbBackendFlag = 64
 )
 
 type XdplbBackendIdPart uint32
@@ -76,6 +75,13 @@ type XdplbBucket struct {
 	_        structs.HostLayout
 	FilledAt uint64
 	Tokens   uint64
+}
+
+type XdplbChoice struct {
+	_      structs.HostLayout
+	Client XdplbAffinityKey
+	Fresh  XdplbAffinity
+	Server XdplbServerKey
 }
 
 type XdplbCounters struct {
@@ -268,6 +274,7 @@ type XdplbSettings struct {
 	SnatLow        uint16
 	SnatHigh       uint16
 	Pad            uint32
+	GivenKey       [16]uint8
 }
 
 type XdplbSlotFunction struct {
@@ -288,6 +295,21 @@ type XdplbSnatPool struct {
 	Count4 uint16
 	First6 uint16
 	Count6 uint16
+}
+
+type XdplbTranslation struct {
+	_         structs.HostLayout
+	To        XdplbTuple
+	Reply     XdplbTuple
+	Flow      XdplbFlow
+	List      uint32
+	Listed    uint16
+	Low       uint16
+	Span      uint32
+	TakesOwn  uint8
+	OwnOnly   uint8
+	Impatient uint8
+	Pad       uint8
 }
 
 type XdplbTuple struct {
@@ -312,7 +334,8 @@ type XdplbVip struct {
 	Mode          uint8
 	SnatFirst     uint16
 	SnatCount     uint16
-	Pad           uint16
+	Alias         uint8
+	Pad           uint8
 	Assigned      uint32
 	Affinity      uint32
 	AffinityGroup uint32
@@ -343,6 +366,7 @@ const (
 	XdplbMapAffinities     = "affinities"
 	XdplbMapBackends       = "backends"
 	XdplbMapBuckets        = "buckets"
+	XdplbMapChoices        = "choices"
 	XdplbMapCounters       = "counters"
 	XdplbMapCursors        = "cursors"
 	XdplbMapDevices        = "devices"
@@ -357,6 +381,7 @@ const (
 	XdplbMapSettings       = "settings"
 	XdplbMapSnat           = "snat"
 	XdplbMapTables         = "tables"
+	XdplbMapTranslations   = "translations"
 	XdplbMapVips           = "vips"
 	XdplbProgOnBulkTx      = "on_bulk_tx"
 	XdplbProgOnDevmapXmit  = "on_devmap_xmit"
@@ -421,24 +446,26 @@ type XdplbProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XdplbMapSpecs struct {
-	Affinities *ebpf.MapSpec `ebpf:"affinities"`
-	Backends   *ebpf.MapSpec `ebpf:"backends"`
-	Buckets    *ebpf.MapSpec `ebpf:"buckets"`
-	Counters   *ebpf.MapSpec `ebpf:"counters"`
-	Cursors    *ebpf.MapSpec `ebpf:"cursors"`
-	Devices    *ebpf.MapSpec `ebpf:"devices"`
-	Flows      *ebpf.MapSpec `ebpf:"flows"`
-	Fragments  *ebpf.MapSpec `ebpf:"fragments"`
-	HalfOpen   *ebpf.MapSpec `ebpf:"half_open"`
-	Interfaces *ebpf.MapSpec `ebpf:"interfaces"`
-	Loads      *ebpf.MapSpec `ebpf:"loads"`
-	Reasons    *ebpf.MapSpec `ebpf:"reasons"`
-	Retired    *ebpf.MapSpec `ebpf:"retired"`
-	Servers    *ebpf.MapSpec `ebpf:"servers"`
-	Settings   *ebpf.MapSpec `ebpf:"settings"`
-	Snat       *ebpf.MapSpec `ebpf:"snat"`
-	Tables     *ebpf.MapSpec `ebpf:"tables"`
-	Vips       *ebpf.MapSpec `ebpf:"vips"`
+	Affinities   *ebpf.MapSpec `ebpf:"affinities"`
+	Backends     *ebpf.MapSpec `ebpf:"backends"`
+	Buckets      *ebpf.MapSpec `ebpf:"buckets"`
+	Choices      *ebpf.MapSpec `ebpf:"choices"`
+	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Cursors      *ebpf.MapSpec `ebpf:"cursors"`
+	Devices      *ebpf.MapSpec `ebpf:"devices"`
+	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
+	HalfOpen     *ebpf.MapSpec `ebpf:"half_open"`
+	Interfaces   *ebpf.MapSpec `ebpf:"interfaces"`
+	Loads        *ebpf.MapSpec `ebpf:"loads"`
+	Reasons      *ebpf.MapSpec `ebpf:"reasons"`
+	Retired      *ebpf.MapSpec `ebpf:"retired"`
+	Servers      *ebpf.MapSpec `ebpf:"servers"`
+	Settings     *ebpf.MapSpec `ebpf:"settings"`
+	Snat         *ebpf.MapSpec `ebpf:"snat"`
+	Tables       *ebpf.MapSpec `ebpf:"tables"`
+	Translations *ebpf.MapSpec `ebpf:"translations"`
+	Vips         *ebpf.MapSpec `ebpf:"vips"`
 }
 
 // XdplbVariableSpecs contains global variables before they are loaded into the kernel.
@@ -470,24 +497,26 @@ func (o *XdplbObjects) Close() error {
 //
 // It can be passed to LoadXdplbObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XdplbMaps struct {
-	Affinities *ebpf.Map `ebpf:"affinities"`
-	Backends   *ebpf.Map `ebpf:"backends"`
-	Buckets    *ebpf.Map `ebpf:"buckets"`
-	Counters   *ebpf.Map `ebpf:"counters"`
-	Cursors    *ebpf.Map `ebpf:"cursors"`
-	Devices    *ebpf.Map `ebpf:"devices"`
-	Flows      *ebpf.Map `ebpf:"flows"`
-	Fragments  *ebpf.Map `ebpf:"fragments"`
-	HalfOpen   *ebpf.Map `ebpf:"half_open"`
-	Interfaces *ebpf.Map `ebpf:"interfaces"`
-	Loads      *ebpf.Map `ebpf:"loads"`
-	Reasons    *ebpf.Map `ebpf:"reasons"`
-	Retired    *ebpf.Map `ebpf:"retired"`
-	Servers    *ebpf.Map `ebpf:"servers"`
-	Settings   *ebpf.Map `ebpf:"settings"`
-	Snat       *ebpf.Map `ebpf:"snat"`
-	Tables     *ebpf.Map `ebpf:"tables"`
-	Vips       *ebpf.Map `ebpf:"vips"`
+	Affinities   *ebpf.Map `ebpf:"affinities"`
+	Backends     *ebpf.Map `ebpf:"backends"`
+	Buckets      *ebpf.Map `ebpf:"buckets"`
+	Choices      *ebpf.Map `ebpf:"choices"`
+	Counters     *ebpf.Map `ebpf:"counters"`
+	Cursors      *ebpf.Map `ebpf:"cursors"`
+	Devices      *ebpf.Map `ebpf:"devices"`
+	Flows        *ebpf.Map `ebpf:"flows"`
+	Fragments    *ebpf.Map `ebpf:"fragments"`
+	HalfOpen     *ebpf.Map `ebpf:"half_open"`
+	Interfaces   *ebpf.Map `ebpf:"interfaces"`
+	Loads        *ebpf.Map `ebpf:"loads"`
+	Reasons      *ebpf.Map `ebpf:"reasons"`
+	Retired      *ebpf.Map `ebpf:"retired"`
+	Servers      *ebpf.Map `ebpf:"servers"`
+	Settings     *ebpf.Map `ebpf:"settings"`
+	Snat         *ebpf.Map `ebpf:"snat"`
+	Tables       *ebpf.Map `ebpf:"tables"`
+	Translations *ebpf.Map `ebpf:"translations"`
+	Vips         *ebpf.Map `ebpf:"vips"`
 }
 
 func (m *XdplbMaps) Close() error {
@@ -495,6 +524,7 @@ func (m *XdplbMaps) Close() error {
 		m.Affinities,
 		m.Backends,
 		m.Buckets,
+		m.Choices,
 		m.Counters,
 		m.Cursors,
 		m.Devices,
@@ -509,6 +539,7 @@ func (m *XdplbMaps) Close() error {
 		m.Settings,
 		m.Snat,
 		m.Tables,
+		m.Translations,
 		m.Vips,
 	)
 }

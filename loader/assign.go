@@ -36,23 +36,34 @@ func AssignAddress(iface string, addr netip.Addr) (already bool, err error) {
 	if already || err != nil {
 		return already, err
 	}
-	err = netlink.AddrAdd(link, hostAddress(addr))
+	socket, err := announcer()
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(socket)
+	return false, assignTo(link, addr, socket)
+}
+
+// assignTo is AssignAddress of an address that no interface has.
+func assignTo(link netlink.Link, addr netip.Addr, socket int) error {
+	iface := link.Attrs().Name
+	err := netlink.AddrAdd(link, hostAddress(addr))
 	if errors.Is(err, unix.EACCES) && addr.Is6() {
-		return false, fmt.Errorf("%s: %s has IPv6 disabled; sysctl net.ipv6.conf.%s.disable_ipv6=0", addr, iface, iface)
+		return fmt.Errorf("%s: %s has IPv6 disabled; sysctl net.ipv6.conf.%s.disable_ipv6=0", addr, iface, iface)
 	}
 	if err != nil {
-		return false, fmt.Errorf("%s: cannot be put on %s: %w", addr, iface, err)
+		return fmt.Errorf("%s: cannot be put on %s: %w", addr, iface, err)
 	}
 	if link.Attrs().Flags&net.FlagLoopback != 0 {
-		return false, nil
+		return nil
 	}
-	if err := Announce(iface, addr); err != nil {
+	if err := announce(link, addr, socket); err != nil {
 		if left := UnassignAddress(link.Attrs().Index, addr); left != nil {
 			err = fmt.Errorf("%w (and %w)", err, left)
 		}
-		return false, err
+		return err
 	}
-	return false, nil
+	return nil
 }
 
 // UnassignAddress takes off what AssignAddress put on the interface with the
@@ -121,7 +132,28 @@ func Announce(iface string, addr netip.Addr) error {
 	if err != nil {
 		return err
 	}
+	socket, err := announcer()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(socket)
+	return announce(link, addr, socket)
+}
+
+// announcer is a socket to announce by. Closing one takes some 10 ms: the kernel
+// waits until no packet can be on its way to it (packet_release).
+func announcer() (int, error) {
+	// Protocol 0: the socket sends and receives nothing.
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("packet socket: %w; run as root", err)
+	}
+	return fd, nil
+}
+
+func announce(link netlink.Link, addr netip.Addr, socket int) error {
 	attrs := link.Attrs()
+	iface := attrs.Name
 	if attrs.EncapType != "ether" || len(attrs.HardwareAddr) != 6 {
 		return fmt.Errorf("%s: has no Ethernet frames to announce %s by; name an Ethernet interface", iface, addr)
 	}
@@ -130,13 +162,7 @@ func Announce(iface string, addr netip.Addr) error {
 	if addr.Is6() {
 		frame = unsolicitedAdvertisement(mac, addr, forwardsIPv6(iface))
 	}
-	// Protocol 0: the socket sends and receives nothing.
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("%s: packet socket: %w; run as root", iface, err)
-	}
-	defer unix.Close(fd)
-	err = unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: attrs.Index})
+	err := unix.Sendto(socket, frame, 0, &unix.SockaddrLinklayer{Ifindex: attrs.Index})
 	if errors.Is(err, unix.ENETDOWN) {
 		return fmt.Errorf("%s: is down, so %s cannot be announced; ip link set %s up", iface, addr, iface)
 	}

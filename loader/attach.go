@@ -34,6 +34,9 @@ type AttachOptions struct {
 	MaxFlows    uint32
 	HashKey     *maps.HashKey // nil: random for new pins
 	TunSpread   *netip.Prefix // outer IPv4 sources of tunnels vary within it; 0 bits: off
+	SNAT        []netip.Addr  // added to the pool that FULL-NAT sends from
+	AnySNAT     bool          // they need not be this host's
+	SNATPorts   *PortRange    // ports that FULL-NAT sends from; nil: unchanged, at first those beside the host's own
 }
 
 // Attached is the outcome for one interface.
@@ -146,6 +149,13 @@ func attachToPins(dir string, m *maps.Maps, links []netlink.Link, o AttachOption
 	if err := b.checkNamespace(); err != nil {
 		return nil, err
 	}
+	iface := "IFACE" // without any, only the pins are made
+	if len(links) > 0 {
+		iface = links[0].Attrs().Name
+	}
+	if err := b.checkSNAT(o, iface); err != nil {
+		return nil, err
+	}
 	if err := b.checkFixed(o); err != nil {
 		return nil, err
 	}
@@ -169,7 +179,7 @@ func attachToPins(dir string, m *maps.Maps, links []netlink.Link, o AttachOption
 	if err := attachTracers(dir, m); err != nil {
 		return nil, err
 	}
-	return done, b.applySpread(o)
+	return done, errors.Join(b.applySpread(o), b.applySNAT(o))
 }
 
 // checkFixed refuses what cannot change while VIPs or pins exist.
@@ -192,7 +202,7 @@ func (b *Balancer) checkFixed(o AttachOptions) error {
 	if services, err := b.Maps.Services(); err != nil || len(services) > 0 {
 		return errors.Join(err, errors.New("--hash-key: fixed while VIPs exist; to change it: xdplb detach --all --purge"))
 	}
-	b.Settings.HashKey, b.Settings.KeyFingerprint = o.HashKey.Words(), o.HashKey.Fingerprint()
+	b.Settings.SetKey(*o.HashKey)
 	return b.Maps.PutSettings(b.Settings)
 }
 
@@ -239,7 +249,7 @@ func (b *Balancer) attachOne(link netlink.Link, o AttachOptions) (done Attached,
 		return done, nil, err
 	}
 	r := before
-	r.Mac = maps.MACWord(attrs.HardwareAddr)
+	r.Mac, r.Mtu = maps.MACWord(attrs.HardwareAddr), mtuOf(attrs)
 	if o.AcceptMACs != nil {
 		if len(o.AcceptMACs) > len(r.Accept) {
 			return done, nil, fmt.Errorf("--accept-mac: %d of them; at most %d", len(o.AcceptMACs), len(r.Accept))

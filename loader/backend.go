@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -58,54 +59,6 @@ func (c *change) find(a netip.AddrPort) *maps.Backend {
 	return c.listed(func(b *maps.Backend) bool { return b.AddrPort() == c.at(a) })
 }
 
-// checkMode says what a mode cannot serve.
-func (c *change) checkMode(at netip.AddrPort, mode Mode) error {
-	if at.Port() != c.service.Port {
-		return fmt.Errorf("%s: mode %s keeps the port, and the VIP's is %d; leave the port out, or have the server listen there", at, mode, c.service.Port)
-	}
-	if mode == ModeDR && at.Addr().Is4() != c.service.Addr.Is4() {
-		return fmt.Errorf("%s: mode dr keeps the IP packet, and the VIP is of the other family; use --mode tun", at.Addr())
-	}
-	return nil
-}
-
-// hop is a next hop as the maps hold it, for a mode.
-func (c *change) hop(addr netip.Addr, mode Mode, res Resolution) (record bpf.XdplbBackend, err error) {
-	if res.Err != nil {
-		return record, res.Err
-	}
-	if res.Local {
-		if mode != ModeDR {
-			return record, fmt.Errorf("%s: an address of this host; mode %s cannot reach it, use --mode dr", addr, mode)
-		}
-		record.Link.Flags = uint32(bpf.XdplbHopFlagHopResolved | bpf.XdplbHopFlagHopLocal)
-		return record, nil
-	}
-	if mode == ModeDR && res.Gateway.IsValid() {
-		return record, fmt.Errorf("%s: behind the gateway %s, and mode dr needs it on the same segment; use --mode tun", addr, res.Gateway)
-	}
-	if mode == ModeTUN && !res.Source.IsValid() {
-		return record, fmt.Errorf("%s: this host has no address to send tunnels from toward it; add one to %s", addr, interfaceName(uint32(res.Interface)))
-	}
-	number, attached := c.b.interfaceNumber(uint32(res.Interface))
-	if !attached {
-		name := interfaceName(uint32(res.Interface))
-		return record, fmt.Errorf("%s: reached by %s, which is not attached; run: xdplb attach %s", addr, name, name)
-	}
-	record.Source = maps.Address(res.Source)
-	record.Link.Interface, record.Link.Mtu = uint16(number), uint16(min(res.MTU, 65535))
-	if res.Resolved {
-		record.Mac.Mac, record.Mac.Vlan = res.MAC, res.VLAN
-		record.Link.Flags = uint32(bpf.XdplbHopFlagHopResolved)
-	}
-	return record, nil
-}
-
-func (b *Balancer) interfaceNumber(ifindex uint32) (number uint32, attached bool) {
-	r, exists, err := b.record(ifindex)
-	return r.Number, exists && err == nil
-}
-
 // AddBackends adds backends to a VIP, all or none. It returns those whose
 // neighbour did not answer: they get no packet until Refresh finds them.
 func (b *Balancer) AddBackends(v maps.VIP, at []netip.AddrPort, o BackendOptions) (silent []netip.AddrPort, err error) {
@@ -119,7 +72,7 @@ func (b *Balancer) AddBackends(v maps.VIP, at []netip.AddrPort, o BackendOptions
 			if c.find(at[i]) != nil {
 				return fmt.Errorf("%s: exists; change it with xdplb backend set", at[i])
 			}
-			if err := c.checkMode(at[i], mode); err != nil {
+			if err := cmp.Or(c.checkBackend(at[i]), c.checkMode(at[i], mode)); err != nil {
 				return err
 			}
 		}

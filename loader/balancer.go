@@ -24,6 +24,8 @@ type Balancer struct {
 	dir      string
 	clock    *maps.Clock
 	unlock   func()
+	// attaching are the numbers that interfaces will have once Apply has attached them.
+	attaching map[uint32]uint32
 }
 
 // Open opens the balancer pinned in dir for reading.
@@ -68,7 +70,10 @@ func OpenLocked(dir string) (*Balancer, error) {
 		return nil, err
 	}
 	b.unlock = unlock
-	if err := b.checkNamespace(); err != nil {
+	if err = b.checkNamespace(); err == nil {
+		err = b.recount()
+	}
+	if err != nil {
 		b.Close()
 		return nil, err
 	}

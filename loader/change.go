@@ -30,6 +30,8 @@ type change struct {
 	slots    []maps.Slot // the table in place
 	function maps.SlotFunction
 	moveAll  bool
+	added    bool          // the VIP is not stored as yet
+	snat     *[]netip.Addr // the VIP's own SNAT addresses to be
 }
 
 // begin reads a VIP.
@@ -62,6 +64,12 @@ func (b *Balancer) beginService(s maps.Service) (*change, error) {
 		c.backends = append(c.backends, backend)
 	}
 	c.mend()
+	for i := range c.backends {
+		if b := &c.backends[i]; b.Has(bpf.XdplbBackendFlagBackendChanging) { // killed before the table was swapped
+			b.SetFlag(bpf.XdplbBackendFlagBackendChanging, false)
+			c.dirty[b.Id] = true
+		}
+	}
 	return c, nil
 }
 
@@ -69,6 +77,13 @@ func (b *Balancer) beginService(s maps.Service) (*change, error) {
 // nothing of it counts, from then on all. What counts is who the table names: a
 // record that it names is listed, and no other of that address and port.
 func (c *change) mend() {
+	for _, b := range c.toMend() {
+		c.b.Maps.WriteBackend(b)
+	}
+}
+
+// toMend edits the records that mend writes.
+func (c *change) toMend() (mended []*maps.Backend) {
 	named := make(map[uint32]bool)
 	for _, s := range c.slots {
 		named[s.Backend] = true
@@ -84,9 +99,10 @@ func (c *change) mend() {
 		b := &c.backends[i]
 		if is := listed[b.AddrPort()] == b; is != b.Listed() && b.Up() {
 			b.SetFlag(bpf.XdplbBackendFlagBackendUnlisted, !is)
-			c.b.Maps.WriteBackend(b)
+			mended = append(mended, b)
 		}
 	}
+	return mended
 }
 
 // listed finds a backend that the user knows.
@@ -138,60 +154,12 @@ func (c *change) up() func(id uint32) bool {
 	return func(id uint32) bool { return serving[id] }
 }
 
-// wanted is the table that Maglev asks for.
-func (c *change) wanted() []uint32 {
-	var entries []maps.Entry
-	for i := range c.backends {
-		if b := &c.backends[i]; b.TakesNew() && !c.removed[b.Id] {
-			entries = append(entries, b.Entry())
-		}
-	}
-	return maps.Maglev(&c.b.Settings.HashKey, c.service.TableSize, entries)
-}
-
-// commit writes the change. The order: records before the slots that name them;
-// the time of the change before the slots that move, lest they settle too early;
-// slots that move before the function that needs them; removed records last. What
-// comes and what goes is listed or not as the table says: see mend.
+// commit writes the change, once it has ended the moving of slots that can settle.
 func (c *change) commit() error {
 	if err := c.settle(); err != nil {
 		return err
 	}
-	c.writeBefore()
-	slots := c.slots
-	if c.moveAll {
-		slots = maps.MoveAll(slots)
-	}
-	next := maps.Rebuild(slots, c.wanted(), c.up())
-	if changed(c.slots, next) {
-		if err := c.stamp(); err != nil {
-			return err
-		}
-		if err := c.b.Maps.PutService(&c.stored); err != nil {
-			return err
-		}
-		if err := c.b.Maps.PutTable(c.service.Id, next); err != nil {
-			return err
-		}
-		c.slots = next
-		// Anew: packets that came before the swap have left no pins. Of a command that
-		// is killed right here settleMargin makes up for it.
-		if err := c.stamp(); err != nil {
-			return err
-		}
-	}
-	if f := c.service.InUse(); f != c.function {
-		if !c.service.Has(bpf.XdplbVipFlagVipWas) {
-			c.service.Was = c.service.Function
-			c.service.SetFlag(bpf.XdplbVipFlagVipWas, true)
-		}
-		c.service.Function = bpf.XdplbSlotFunction{Scheduler: uint8(c.function.Scheduler), SourcePrefix: c.function.SourcePrefix}
-	}
-	if err := c.b.Maps.PutService(&c.service); err != nil {
-		return err
-	}
-	c.writeAfter()
-	return c.dropRemoved()
+	return c.b.commitAll([]*change{c})
 }
 
 // writeBefore writes what the next table needs: new records, unlisted as yet.
@@ -203,6 +171,8 @@ func (c *change) writeBefore() {
 			b.SetFlag(bpf.XdplbBackendFlagBackendUnlisted, true)
 		} else if !c.dirty[b.Id] || !b.Listed() {
 			continue
+		} else {
+			b.SetFlag(bpf.XdplbBackendFlagBackendChanging, true)
 		}
 		c.b.Maps.WriteBackend(&b)
 	}
@@ -240,6 +210,9 @@ func (c *change) dropRemoved() error {
 		if err := c.b.Maps.FreeBackend(b); err != nil {
 			return err
 		}
+	}
+	if len(c.removed) > 0 {
+		return c.b.tidyReplies()
 	}
 	return nil
 }
@@ -280,7 +253,7 @@ func (b *Balancer) each(services []maps.Service, edit func(*change) (touched boo
 	}
 	for _, c := range changes {
 		if err := c.commit(); err != nil {
-			return fmt.Errorf("%s: %w", c.service.VIP, err)
+			return err
 		}
 	}
 	return nil

@@ -30,6 +30,7 @@ func createMaps(o AttachOptions) (*maps.Maps, error) {
 	for name, size := range map[string]uint32{
 		bpf.XdplbMapVips: 2 * vips, bpf.XdplbMapTables: vips, bpf.XdplbMapRetired: vips,
 		bpf.XdplbMapBackends: backends + 1, bpf.XdplbMapCounters: backends + 1, // place 0 stays free
+		bpf.XdplbMapCursors: vips, bpf.XdplbMapLoads: backends + 1, bpf.XdplbMapServers: backends,
 		bpf.XdplbMapFlows: flows, bpf.XdplbMapHalfOpen: flows,
 	} {
 		spec.Maps[name].MaxEntries = size
@@ -67,10 +68,12 @@ func firstSettings(m *maps.Maps, o AttachOptions) error {
 	if o.HashKey != nil {
 		key = *o.HashKey
 	}
-	s.HashKey, s.KeyFingerprint = key.Words(), key.Fingerprint()
+	s.SetKey(key)
 	s.TcpIdle, s.UdpIdle = s.Jiffies(maps.DefaultTCPIdle), s.Jiffies(maps.DefaultUDPIdle)
 	s.Closing, s.HalfOpen = s.Jiffies(maps.DefaultClosing), s.Jiffies(maps.DefaultHalfOpen)
 	s.UdpGrace = s.Jiffies(maps.DefaultUDPGrace)
+	ports := defaultSNATPorts(localPorts())
+	s.SnatLow, s.SnatHigh = ports.Low, ports.High
 	return m.PutSettings(s)
 }
 

@@ -41,7 +41,7 @@ func AcceptVIPs(dir string, addresses []netip.Addr, o AcceptOptions) (notices []
 		return nil, err
 	}
 	if o.Mode != ModeDR && o.Mode != ModeTUN {
-		return nil, fmt.Errorf("mode %d: a real server has %s or %s", o.Mode, ModeDR, ModeTUN)
+		return nil, fmt.Errorf("--mode %s: a real server needs this command only for %s and %s; for the others its way back must lead to the balancer", o.Mode, ModeDR, ModeTUN)
 	}
 	dev, err := realserverDevice(o.Interface)
 	if err != nil {

@@ -83,8 +83,11 @@ func (b *Balancer) refreshInterfaces() error {
 		if err != nil {
 			return err
 		}
-		if mac := maps.MACWord(l.Attrs().HardwareAddr); len(l.Attrs().HardwareAddr) == 6 && mac != r.Mac {
-			r.Mac = mac
+		before, attrs := r, l.Attrs()
+		if r.Mtu = mtuOf(attrs); len(attrs.HardwareAddr) == 6 {
+			r.Mac = maps.MACWord(attrs.HardwareAddr)
+		}
+		if r != before {
 			if err := b.Maps.PutInterface(r); err != nil {
 				return err
 			}
@@ -92,3 +95,6 @@ func (b *Balancer) refreshInterfaces() error {
 	}
 	return nil
 }
+
+// mtuOf is what replies that leave by the interface are compared with.
+func mtuOf(attrs *netlink.LinkAttrs) uint16 { return uint16(min(attrs.MTU, 65535)) }

@@ -21,15 +21,25 @@ func (c *change) settle() error {
 	if err != nil || !c.unsettled() || now-s.ChangedAt <= c.b.Settings.Idle(s.Proto)+c.b.Settings.Jiffies(settleMargin) {
 		return err
 	}
+	expired := func(f maps.Flow) bool { return !c.b.Settings.Live(f, now) }
 	named := make(map[uint32]bool) // backends of live pins
 	var failed error
 	pins := c.pins(now, named, &failed)
-	next, dead := maps.Settle(c.slots, pins, c.up(), s.Has(bpf.XdplbVipFlagVipWas))
+	next, dead := maps.Settle(c.slots, pins, c.settleable(), s.Has(bpf.XdplbVipFlagVipWas))
 	if failed != nil {
 		return failed
 	}
+	if c.translates() { // an entry may be gone whose twin brings it back
+		if err := c.b.Maps.Replies(func(f maps.Flow) {
+			if c.b.Settings.Live(f, now) {
+				named[f.Backend] = true
+			}
+		}); err != nil {
+			return err
+		}
+	}
 	for _, pin := range dead {
-		if err := c.b.Maps.DeleteFlow(pin.Flow()); err != nil {
+		if err := c.b.Maps.DeleteFlow(pin.Flow(), expired); err != nil {
 			return err
 		}
 	}

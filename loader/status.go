@@ -31,6 +31,7 @@ type Status struct {
 	Interfaces                                           []InterfaceStatus
 	HashKey                                              string // its fingerprint
 	VIPs                                                 []VIPView
+	SNAT                                                 SNATView
 	VIPPlaces, BackendPlaces, FlowPlaces, HalfOpenPlaces Places
 }
 
@@ -41,6 +42,9 @@ func (b *Balancer) Status() (s Status, err error) {
 	}
 	s.HashKey = fmt.Sprintf("%016x", b.Settings.KeyFingerprint)
 	if s.VIPs, err = b.Views(nil, false); err != nil {
+		return s, err
+	}
+	if s.SNAT, err = b.SNAT(); err != nil {
 		return s, err
 	}
 	s.VIPPlaces = Places{len(s.VIPs), int(b.Maps.MaxVIPs())}
@@ -119,10 +123,12 @@ func (b *Balancer) SetTimeouts(t Timeouts) error {
 type FlowView struct {
 	maps.Flow
 	At            netip.AddrPort // its backend; invalid if that is gone
+	Mode          Mode           // 0 if its backend is gone
+	SNAT          netip.AddrPort // the source that the backend sees, with FULL-NAT; else invalid
 	Idle, Expires time.Duration
 }
 
-// LiveFlows calls f for each live flow of the selected VIP and backend.
+// LiveFlows calls f once for each live flow of the selected VIP and backend, in no order.
 func (b *Balancer) LiveFlows(s Selection, f func(FlowView)) error {
 	if _, err := b.services(s); err != nil {
 		return err
@@ -131,22 +137,48 @@ func (b *Balancer) LiveFlows(s Selection, f func(FlowView)) error {
 	if err != nil {
 		return err
 	}
-	places := make(map[uint32]netip.AddrPort)
+	records := make(map[uint32]maps.Backend)
 	for _, record := range b.Maps.ReadBackends(func(uint32) bool { return true }) {
-		places[record.Id] = record.AddrPort()
+		records[record.Id] = record
 	}
-	return b.Maps.Flows(func(flow maps.Flow) bool {
-		at := places[flow.Backend]
-		if !b.Settings.Live(flow, now) || s.VIP != nil && !flow.Of(*s.VIP) || s.At.IsValid() && !s.Matches(at) {
+	own, err := b.ownPorts(s.VIP)
+	if err != nil {
+		return err
+	}
+	live := func(flow maps.Flow) bool {
+		return b.Settings.Live(flow, now) && (s.VIP == nil || flow.Of(*s.VIP) && !own[flow.DstPort])
+	}
+	return b.Maps.LiveFlows(live, func(flow maps.Flow) bool {
+		v := FlowView{Flow: flow}
+		if record, exists := records[flow.Backend]; exists {
+			v.At, v.Mode = record.AddrPort(), Mode(record.Mode)
+		}
+		if s.At.IsValid() && !s.Matches(v.At) {
 			return true
 		}
-		idle, limit := now-min(flow.Seen, now), b.Settings.Idle(flow.Proto)
-		if !flow.Spoken {
-			limit = b.Settings.HalfOpen
+		if v.Mode == ModeFullNAT && flow.Translated() {
+			v.SNAT = flow.Far()
 		}
-		f(FlowView{flow, at, b.Settings.Duration(idle), b.Settings.Duration(limit - min(idle, limit))})
+		idle, limit := now-min(flow.Seen, now), b.Settings.Lifetime(flow)
+		v.Idle, v.Expires = b.Settings.Duration(idle), b.Settings.Duration(limit-min(idle, limit))
+		f(v)
 		return true
 	})
+}
+
+// ownPorts are the ports that a VIP of every port leaves to others on its address.
+func (b *Balancer) ownPorts(v *maps.VIP) (map[uint16]bool, error) {
+	if v == nil || v.Port != 0 {
+		return nil, nil
+	}
+	services, err := b.Maps.Services()
+	own := make(map[uint16]bool)
+	for _, s := range services {
+		if s.Addr == v.Addr && s.Proto == v.Proto && s.Port != 0 {
+			own[s.Port] = true
+		}
+	}
+	return own, err
 }
 
 // DryReport is what Attach would find.
@@ -175,6 +207,9 @@ func DryRun(dir string, ifaces []string, o AttachOptions) (reports []DryReport, 
 		return nil, err
 	}
 	defer m.Close()
+	if err := (&Balancer{Maps: m}).checkSNAT(o, ifaces[0]); err != nil {
+		return nil, err
+	}
 	program, err := loadProgram(m, 0)
 	if err != nil {
 		return nil, err
@@ -195,7 +230,7 @@ func DryRun(dir string, ifaces []string, o AttachOptions) (reports []DryReport, 
 }
 
 func dryReport(device DeviceReport, mode XDPMode) DryReport {
-	r := DryReport{DeviceReport: device, Mode: mode, Modes: []string{ModeDR.String(), ModeTUN.String()}}
+	r := DryReport{DeviceReport: device, Mode: mode, Modes: []string{ModeDR.String(), ModeTUN.String(), ModeNAT.String(), ModeFullNAT.String()}}
 	if mode == XDPAuto || mode == "" {
 		r.Mode = XDPGeneric
 		if device.XDP.Native || !device.XDP.Known {

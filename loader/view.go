@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -33,10 +34,12 @@ type BackendView struct {
 // VIPView is a VIP as users see it. Its counters never go down.
 type VIPView struct {
 	maps.Service
-	Backends    []BackendView
-	MovingSlots int
-	Fingerprint string // of the table: equal on balancers that choose alike
-	Active      Active
+	Backends     []BackendView
+	SNAT         []netip.Addr // its own; none: the pool's
+	MovingSlots  int
+	Fingerprint  string        // of the table: equal on balancers that choose alike
+	AffinityTime time.Duration // 0: none
+	Active       Active
 	maps.Counters
 }
 
@@ -77,40 +80,40 @@ func (b *Balancer) Views(only *maps.VIP, live bool) ([]VIPView, error) {
 
 func (b *Balancer) activeFlows(now uint64) (map[uint32]int, error) {
 	active := make(map[uint32]int)
-	last := make(map[maps.Tuple]bool)
-	err := b.Maps.Flows(func(f maps.Flow) bool {
-		if f.HalfOpen {
-			last[f.Tuple] = true
-		} else if last[f.Tuple] { // promoted meanwhile
-			return true
-		}
+	return active, b.walkLive(now, func(f maps.Flow) {
 		if b.Settings.Active(f, now) {
 			active[f.Backend]++
 		}
-		return true
 	})
-	return active, err
 }
 
 // view makes the view of one VIP; without active flows it is not live.
 func (b *Balancer) view(s maps.Service, records []maps.Backend, active map[uint32]int, now uint64) (VIPView, error) {
-	v := VIPView{Service: s}
+	v := VIPView{Service: s, AffinityTime: b.Affinity(&s)}
 	slots, err := b.Maps.Table(s.Id)
 	if err != nil {
 		return v, err
 	}
 	v.MovingSlots = maps.Moving(slots)
+	if v.SNAT, err = b.Maps.SNATOf(&s); err != nil {
+		return v, err
+	}
 	places := make(map[uint32]netip.AddrPort)
 	live, pinned, followed := active != nil, s.Has(bpf.XdplbVipFlagVipPinAll), s.ChangedAt
 	if pinned {
 		followed = s.PinnedSince
 	}
 	young := now-followed <= b.Settings.Idle(s.Proto)
+	atServer := make(map[netip.AddrPort]int) // with those that a replaced record keeps
+	for i := range records {
+		places[records[i].Id] = records[i].AddrPort()
+		atServer[records[i].AddrPort()] += active[records[i].Id]
+		v.Active.Count += active[records[i].Id]
+	}
 	for i := range records {
 		record := &records[i]
-		places[record.Id] = record.AddrPort()
 		view := viewOf(record)
-		view.Active = Active{Known: live && (pinned || view.Draining || view.Weight == 0), AtLeast: young, Count: active[record.Id]}
+		view.Active = Active{Known: live && (pinned || view.Draining || view.Weight == 0), AtLeast: young, Count: atServer[view.At]}
 		if live {
 			if view.Counters, err = b.Maps.BackendCounters(record.Id); err != nil {
 				return v, err
@@ -122,7 +125,6 @@ func (b *Balancer) view(s maps.Service, records []maps.Backend, active map[uint3
 		if n := len(v.Backends); record.Listed() && (n == 0 || v.Backends[n-1].At != view.At) {
 			v.Backends = append(v.Backends, view)
 		}
-		v.Active.Count += view.Active.Count
 	}
 	v.Active.Known, v.Active.AtLeast = live && pinned, young
 	v.Fingerprint = maps.Digest(slots, func(id uint32) netip.AddrPort { return places[id] })

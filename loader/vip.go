@@ -1,10 +1,12 @@
 package loader
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -18,11 +20,13 @@ type Mode uint8
 
 // Modes that exist.
 const (
-	ModeDR  = Mode(bpf.XdplbModeModeDr)
-	ModeTUN = Mode(bpf.XdplbModeModeTun)
+	ModeDR      = Mode(bpf.XdplbModeModeDr)
+	ModeTUN     = Mode(bpf.XdplbModeModeTun)
+	ModeNAT     = Mode(bpf.XdplbModeModeNat)
+	ModeFullNAT = Mode(bpf.XdplbModeModeFullnat)
 )
 
-var modeNames = map[Mode]string{ModeDR: "dr", ModeTUN: "tun"}
+var modeNames = map[Mode]string{ModeDR: "dr", ModeTUN: "tun", ModeNAT: "nat", ModeFullNAT: "fullnat"}
 
 func (m Mode) String() string { return modeNames[m] }
 
@@ -33,23 +37,7 @@ func ParseMode(s string) (Mode, error) {
 			return m, nil
 		}
 	}
-	if s == "nat" || s == "fullnat" {
-		return 0, fmt.Errorf("--mode %s: not in this version; use dr, or tun for servers on other networks", s)
-	}
-	return 0, fmt.Errorf("--mode %s: unknown; use dr or tun", s)
-}
-
-// ParseScheduler reads the name of a scheduler.
-func ParseScheduler(s string) (maps.Scheduler, error) {
-	switch s {
-	case "maglev":
-		return maps.SchedulerMaglev, nil
-	case "source":
-		return maps.SchedulerSource, nil
-	case "rr", "lc":
-		return 0, fmt.Errorf("--scheduler %s: not in this version; use maglev", s)
-	}
-	return 0, fmt.Errorf("--scheduler %s: unknown; use maglev or source", s)
+	return 0, fmt.Errorf("--mode %s: unknown; use dr, tun, nat or fullnat", s)
 }
 
 // VIPOptions are the properties of a VIP; nil leaves one as it is, or as is the default.
@@ -59,7 +47,14 @@ type VIPOptions struct {
 	SourcePrefix *uint8 // bits of the client's address; 0 to 32 for IPv4, to 128 for IPv6
 	TrackAll     *bool
 	TableSize    *uint32
-	Assign       *string // interface to put the address on
+	Assign       *string       // interface to put the address on
+	SNAT         *[]netip.Addr // that FULL-NAT sends from; none: the pool's
+	AnySNAT      bool          // they need not be this host's
+
+	Affinity      *time.Duration // a client keeps its backend so long after its last new flow; 0: not at all
+	AffinityGroup *string        // VIPs of one name share it; empty: none
+
+	Alias *uint8 // what ipvsadm calls its scheduler; the balancer keeps it and knows nothing of it
 }
 
 // sourcePrefix converts to the first of 128 bits.
@@ -77,14 +72,17 @@ func SourcePrefix(s *maps.Service) uint8 {
 }
 
 // apply edits the VIP of a change.
-func (o VIPOptions) apply(c *change, now uint64) error {
+func (o VIPOptions) apply(c *change) error {
 	s := &c.service
 	if o.Scheduler != nil {
 		c.function.Scheduler = *o.Scheduler
 	}
+	if err := o.applyAffinity(c); err != nil {
+		return err
+	}
 	if o.SourcePrefix != nil {
-		if c.function.Scheduler != maps.SchedulerSource {
-			return fmt.Errorf("--source-prefix: scheduler %s does not use it; add --scheduler source", c.function.Scheduler)
+		if c.function.Scheduler != maps.SchedulerSource && s.Affinity == 0 {
+			return fmt.Errorf("--source-prefix: scheduler %s does not use it; add --scheduler source or --affinity 10m", c.function.Scheduler)
 		}
 		prefix, err := sourcePrefix(s.VIP, *o.SourcePrefix)
 		if err != nil {
@@ -93,12 +91,15 @@ func (o VIPOptions) apply(c *change, now uint64) error {
 		c.function.SourcePrefix = prefix
 	}
 	c.moveAll = c.function != s.InUse()
-	if o.TrackAll != nil && *o.TrackAll != s.Has(bpf.XdplbVipFlagVipPinAll) {
-		c.moveAll = true
-		s.SetFlag(bpf.XdplbVipFlagVipPinAll, *o.TrackAll)
-		s.PinnedSince = 0
-		if *o.TrackAll {
-			s.PinnedSince = now
+	if o.Alias != nil {
+		s.Alias = *o.Alias
+	}
+	if o.TrackAll != nil {
+		s.SetFlag(bpf.XdplbVipFlagVipTrackAll, *o.TrackAll)
+	}
+	if o.SNAT != nil {
+		if err := c.useSNAT(*o.SNAT, o.AnySNAT); err != nil {
+			return err
 		}
 	}
 	if o.Mode != nil && uint8(*o.Mode) != s.Mode {
@@ -121,6 +122,9 @@ func (b *Balancer) AddVIP(v maps.VIP, o VIPOptions) error {
 		}
 		used[s.Id] = true
 	}
+	if err := cmp.Or(b.checkNewVIP(v), b.checkLoop(v, services)); err != nil {
+		return err
+	}
 	s := maps.Service{VIP: v}
 	for used[s.Id] {
 		s.Id++
@@ -140,13 +144,13 @@ func (b *Balancer) AddVIP(v maps.VIP, o VIPOptions) error {
 		return err
 	}
 	c := &change{b: b, service: s, function: s.InUse()}
-	if err := o.apply(c, now); err != nil {
+	if err := o.apply(c); err != nil {
 		return fmt.Errorf("%s: %w", v, err)
 	}
 	c.service.Function = bpf.XdplbSlotFunction{Scheduler: uint8(c.function.Scheduler), SourcePrefix: c.function.SourcePrefix}
 	c.service.ChangedAt = now
-	if c.service.PinnedSince != 0 {
-		c.service.PinnedSince = 1 // all its flows are pinned, from the first
+	if err := cmp.Or(c.placeSNAT(), c.follow()); err != nil {
+		return err
 	}
 	if o.Assign != nil {
 		if err := c.assign(*o.Assign); err != nil {
@@ -195,11 +199,7 @@ func (b *Balancer) SetVIP(v maps.VIP, o VIPOptions) error {
 		if o.TableSize != nil && *o.TableSize != c.service.TableSize {
 			return fmt.Errorf("%s: --table-size is fixed while the VIP lives (%d); delete and add it anew", v, c.service.TableSize)
 		}
-		now, err := b.Now()
-		if err != nil {
-			return err
-		}
-		if err := o.apply(c, now); err != nil {
+		if err := o.apply(c); err != nil {
 			return fmt.Errorf("%s: %w", v, err)
 		}
 		if o.Assign != nil {
@@ -235,10 +235,16 @@ func (b *Balancer) DeleteVIP(v maps.VIP) error {
 	if err := b.Maps.DeleteTable(c.service.Id); err != nil {
 		return err
 	}
+	if err := c.forgetServers(); err != nil {
+		return err
+	}
 	for i := range c.backends {
 		if err := b.Maps.FreeBackend(&c.backends[i]); err != nil {
 			return err
 		}
+	}
+	if err := b.tidyReplies(); err != nil {
+		return err
 	}
 	if slices.ContainsFunc(rest, func(s maps.Service) bool { return s.Port == 0 }) {
 		return nil

@@ -2,8 +2,10 @@ package maps
 
 import (
 	"cmp"
+	"encoding/binary"
 	"net/netip"
 	"slices"
+	"unsafe"
 
 	"github.com/xdplb/xdplb/bpf"
 )
@@ -69,6 +71,33 @@ func (m *Maps) ReadBackends(belongs func(vip uint32) bool) []Backend {
 		return cmp.Or(a.AddrPort().Compare(b.AddrPort()), cmp.Compare(a.Id, b.Id))
 	})
 	return all
+}
+
+// BackendsAt returns the records in use that have an address, without decoding the others.
+func (m *Maps) BackendsAt(addr netip.Addr) (all []Backend) {
+	var b Backend
+	bytes, offset := Address(addr).Bytes, unsafe.Offsetof(b.Address)
+	low, high := binary.LittleEndian.Uint64(bytes[:8]), binary.LittleEndian.Uint64(bytes[8:])
+	for i := uint32(1); i < uint32(m.backends.len()); i++ {
+		if *m.backends.word(i, offset) == low && *m.backends.word(i, offset+8) == high {
+			if m.backends.read(i, &b.XdplbBackend); b.Id != 0 {
+				all = append(all, b)
+			}
+		}
+	}
+	return all
+}
+
+// AnyBackend reports whether a record in use has a mode that f accepts.
+func (m *Maps) AnyBackend(f func(mode uint8) bool) bool {
+	offset := unsafe.Offsetof(bpf.XdplbBackend{}.Mode)
+	for i := uint32(1); i < uint32(m.backends.len()); i++ {
+		word := *m.backends.word(i, offset&^7)
+		if uint32(*m.backends.word(i, 0)) != 0 && f(uint8(word>>(8*(offset&7)))) {
+			return true
+		}
+	}
+	return false
 }
 
 // WriteBackend stores the words of a record that changed. A record whose

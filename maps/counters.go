@@ -74,6 +74,9 @@ func (m *Maps) zeroCounters(index uint32) error {
 	if err != nil {
 		return err
 	}
+	if err := m.Loads.Put(index, uint64(0)); err != nil {
+		return err
+	}
 	return m.Counters.Put(index, make([]bpf.XdplbCounters, cpus))
 }
 

@@ -64,28 +64,37 @@ type Tuple struct {
 	Proto            uint8
 }
 
-// Scheduler says which part of a tuple picks the slot. The numbers are those of
-// `enum scheduler` in bpf/types.h.
+// Scheduler says who gets a new flow. The numbers are those of `enum scheduler`
+// in bpf/types.h.
 type Scheduler uint8
 
 const (
-	SchedulerMaglev Scheduler = iota // the whole tuple
-	SchedulerSource                  // the client's address, masked
+	SchedulerMaglev Scheduler = iota // the slot that the whole tuple picks
+	SchedulerSource                  // the slot that the client's address, masked, picks
+	SchedulerRR                      // the next slot in turn; the table is a Sequence
+	SchedulerLC                      // the less loaded of two slots
 )
 
+var schedulerNames = [...]string{
+	SchedulerMaglev: "maglev", SchedulerSource: "source", SchedulerRR: "rr", SchedulerLC: "lc",
+}
+
 func (s Scheduler) String() string {
-	switch s {
-	case SchedulerMaglev:
-		return "maglev"
-	case SchedulerSource:
-		return "source"
+	if int(s) < len(schedulerNames) {
+		return schedulerNames[s]
 	}
 	return fmt.Sprintf("scheduler %d", uint8(s))
 }
 
+// Pure reports whether a tuple and the table alone say who gets a flow. With any
+// other scheduler every flow is pinned, and only its pin knows its backend.
+func (s Scheduler) Pure() bool { return s == SchedulerMaglev || s == SchedulerSource }
+
 // SlotFunction maps tuples to slots. SourcePrefix counts from the first of 128
-// bits, so an IPv4 /24 is 120 and 128 is the whole address of either family;
-// SchedulerMaglev ignores it.
+// bits, so an IPv4 /24 is 120 and 128 is the whole address of either family. Only
+// SchedulerSource hashes by it; --affinity masks clients with it. SchedulerRR and
+// SchedulerLC have the slot of SchedulerMaglev: of flows that came before, and as
+// the first of the two.
 type SlotFunction struct {
 	Scheduler    Scheduler
 	SourcePrefix uint8

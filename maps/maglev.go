@@ -53,6 +53,11 @@ type Entry struct {
 	Weight uint16
 }
 
+func compareEntries(a, b Entry) int {
+	x, y := a.Addr.As16(), b.Addr.As16()
+	return cmp.Or(bytes.Compare(x[:], y[:]), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Weight, b.Weight))
+}
+
 // turn is an entry while slots are handed out: the place it asks for next and
 // its step (instead of a permutation for each, which would not fit the cache).
 type turn struct {
@@ -103,10 +108,7 @@ func Maglev(key *[10]uint32, size uint32, entries []Entry) []uint32 {
 // and port, and the highest weight.
 func turnsOf(key *[10]uint32, size uint32, entries []Entry) (turns []turn, most uint32) {
 	entries = slices.Clone(entries)
-	slices.SortFunc(entries, func(a, b Entry) int {
-		x, y := a.Addr.As16(), b.Addr.As16()
-		return cmp.Or(bytes.Compare(x[:], y[:]), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Weight, b.Weight))
-	})
+	slices.SortFunc(entries, compareEntries)
 	turns = make([]turn, 0, len(entries))
 	for _, e := range entries {
 		if e.Weight == 0 {

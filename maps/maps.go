@@ -28,6 +28,7 @@ type Maps struct {
 	bpf.XdplbMaps
 	backends   words // mapped memory of the `backends` map
 	interfaces words
+	loads      words
 }
 
 // Each calls f with the name and the field of every map.
@@ -93,7 +94,10 @@ func (m *Maps) mmap() (err error) {
 	if m.backends, err = mapWords(m.Backends); err != nil {
 		return err
 	}
-	m.interfaces, err = mapWords(m.Interfaces)
+	if m.interfaces, err = mapWords(m.Interfaces); err != nil {
+		return err
+	}
+	m.loads, err = mapWords(m.Loads)
 	return err
 }
 
@@ -101,6 +105,7 @@ func (m *Maps) mmap() (err error) {
 func (m *Maps) Close() error {
 	m.backends.unmap()
 	m.interfaces.unmap()
+	m.loads.unmap()
 	return each(&m.XdplbMaps, func(_ string, field **ebpf.Map) error {
 		if *field != nil {
 			return (*field).Close()

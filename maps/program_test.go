@@ -187,7 +187,7 @@ func (p *program) settle(now int64) {
 	}
 	next, dead := maps.Settle(p.slots, p.pins(), p.up, p.service.Has(bpf.XdplbVipFlagVipWas))
 	for _, pin := range dead {
-		must(p, p.DeleteFlow(pin.Flow()))
+		must(p, p.DeleteFlow(pin.Flow(), func(f maps.Flow) bool { return !p.settings.Live(f, p.settings.Clock) }))
 	}
 	if maps.Moving(next) == 0 {
 		p.service.SetFlag(bpf.XdplbVipFlagVipWas, false)

@@ -33,7 +33,8 @@ func (s *Settings) Duration(jiffies uint64) time.Duration {
 	if s.Hz == 0 {
 		return 0
 	}
-	return time.Duration(jiffies) * time.Second / time.Duration(s.Hz)
+	hz := uint64(s.Hz)
+	return time.Duration(jiffies/hz)*time.Second + time.Duration(jiffies%hz)*time.Second/time.Duration(hz)
 }
 
 // Idle is how long flows of a protocol live without a packet, in jiffies.
@@ -44,6 +45,9 @@ func (s *Settings) Idle(proto uint8) uint64 {
 	return s.TcpIdle
 }
 
+// Has reports whether a flag of enum setting_flag is set.
+func (s *Settings) Has(flag bpf.XdplbSettingFlag) bool { return s.Flags&uint32(flag) != 0 }
+
 // SetFlag sets or clears a flag of enum setting_flag.
 func (s *Settings) SetFlag(flag bpf.XdplbSettingFlag, on bool) {
 	s.Flags &^= uint32(flag)
@@ -52,19 +56,48 @@ func (s *Settings) SetFlag(flag bpf.XdplbSettingFlag, on bool) {
 	}
 }
 
-// Live reports whether a flow is within its timeout at the time now, in jiffies.
-func (s *Settings) Live(f Flow, now uint64) bool {
-	if !f.Spoken {
-		return elapsed(f.Seen, now) <= s.HalfOpen
-	}
-	return elapsed(f.Seen, now) <= s.Idle(f.Proto)
+// SetKey makes key the hash key, which is fixed while there are VIPs.
+func (s *Settings) SetKey(key HashKey) {
+	s.HashKey, s.KeyFingerprint, s.GivenKey = key.Words(), key.Fingerprint(), key
 }
 
-// Active reports whether a live flow may still carry data: its client has not
-// closed it, or has spoken since.
+// How long closed flows stay: IPVS keeps them for 10 s, and the side that closed
+// first holds the tuple in TIME_WAIT for 60 s (TCP_TIMEWAIT_LEN of include/net/tcp.h).
+const (
+	closedAfter   = 10 * time.Second
+	timeWaitAfter = 60 * time.Second
+)
+
+// Lifetime is how long a flow lives after the last packet, in jiffies. Those of DR
+// and TUN show one side only, and live alike whether their client closed them or not.
+func (s *Settings) Lifetime(f Flow) uint64 {
+	if f.Translated() {
+		switch state := f.State(); {
+		case state == FlowClosed && f.BackendFirst && !f.Reset:
+			return s.Jiffies(timeWaitAfter)
+		case state == FlowClosed:
+			return s.Jiffies(closedAfter)
+		case state == FlowClosing:
+			return s.Closing
+		}
+	}
+	if !f.Spoken {
+		return s.HalfOpen
+	}
+	return s.Idle(f.Proto)
+}
+
+// Live reports whether a flow is within its timeout at the time now, in jiffies.
+func (s *Settings) Live(f Flow, now uint64) bool { return elapsed(f.Seen, now) <= s.Lifetime(f) }
+
+// Active reports whether a live flow may still carry data: it is not closed, and
+// where one side has closed it somebody has spoken of late.
 func (s *Settings) Active(f Flow, now uint64) bool {
-	if f.Closing && elapsed(f.Seen, now) > s.Jiffies(closedAfter) {
+	switch f.State() {
+	case FlowClosed:
 		return false
+	case FlowClosing:
+		return elapsed(f.Seen, now) <= s.Jiffies(closedAfter) && s.Live(f, now)
 	}
 	return s.Live(f, now)
 }

@@ -110,6 +110,7 @@ func Settle(slots []Slot, pins iter.Seq[Pin], up func(id uint32) bool, whole boo
 	kept := 0
 	for p := range pins {
 		switch s := slots[p.Slot]; {
+		case p.flow.ToClient: // a twin
 		case p.Dead:
 			dead = append(dead, p)
 		case s.Moving && p.Backend != s.Backend && up(p.Backend):

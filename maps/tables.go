@@ -14,25 +14,7 @@ const innerMap = 1 << 12
 // PutTable makes slots the table of the VIP with this id. Packets see the old
 // table or the new one; when it returns, no packet sees the old one any more.
 func (m *Maps) PutTable(vip uint32, slots []Slot) error {
-	table, err := ebpf.NewMap(&ebpf.MapSpec{
-		Name: "table", Type: ebpf.Array, Flags: innerMap,
-		KeySize: 4, ValueSize: 8, MaxEntries: uint32(len(slots)),
-	})
-	if err != nil {
-		return fmt.Errorf("creating a table of %d slots: %w", len(slots), err)
-	}
-	defer table.Close()
-	keys, values := make([]uint32, len(slots)), make([]uint64, len(slots))
-	for i, s := range slots {
-		keys[i], values[i] = uint32(i), s.Encode()
-	}
-	if _, err := table.BatchUpdate(keys, values, nil); err != nil {
-		return fmt.Errorf("filling a table of %d slots: %w", len(slots), err)
-	}
-	if err := m.Tables.Put(vip, table); err != nil {
-		return fmt.Errorf("swapping table %d: %w", vip, err)
-	}
-	return nil
+	return m.PutTables([]uint32{vip}, [][]Slot{slots})
 }
 
 // Table reads the table of the VIP with this id.

@@ -1,6 +1,7 @@
 package maps
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -107,6 +108,20 @@ func (s *Service) SetFlag(flag bpf.XdplbVipFlag, on bool) {
 // InUse is the function that picks the slot of new flows.
 func (s *Service) InUse() SlotFunction {
 	return SlotFunction{Scheduler(s.Function.Scheduler), s.Function.SourcePrefix}
+}
+
+// Group is the name of the group of VIPs that share their clients'
+// backends; empty if the VIP is in none.
+func (s *Service) Group() string {
+	return string(bytes.TrimRight(s.AffinityName[:], "\x00"))
+}
+
+// SetGroup puts the VIP in the group with this name, of at most
+// len(s.AffinityName) bytes, and number. Name "" and number 0 are no group.
+func (s *Service) SetGroup(name string, number uint32) {
+	s.AffinityName = [len(s.AffinityName)]uint8{}
+	copy(s.AffinityName[:], name)
+	s.AffinityGroup = number
 }
 
 // Services reads all VIPs, in order.

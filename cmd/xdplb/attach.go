@@ -20,10 +20,10 @@ func attachCommands() []command {
 }
 
 type attachFlags struct {
-	mode, hashKey, spread string
-	accept                []string
-	options               loader.AttachOptions
-	dryRun                bool
+	mode, hashKey, spread, ports string
+	accept, snat                 []string
+	options                      loader.AttachOptions
+	dryRun                       bool
 }
 
 func setupAttach(flags *pflag.FlagSet) func(*env) error {
@@ -35,6 +35,9 @@ func setupAttach(flags *pflag.FlagSet) func(*env) error {
 	flags.Uint32Var(&f.options.MaxFlows, "max-flows", 0, fmt.Sprintf("how many flows can be pinned (default %d)", loader.DefaultMaxFlows))
 	flags.StringVar(&f.hashKey, "hash-key", "", "32 hex digits, the same on every balancer that shares VIPs (default random)")
 	flags.StringVar(&f.spread, "tun-spread", "", "IPv4 `PREFIX` in which the outer source of tunnels varies with the flow")
+	flags.StringArrayVar(&f.snat, "snat", nil, "an `ADDR` that FULL-NAT sends from, added to the pool; may be repeated")
+	flags.StringVar(&f.ports, "snat-ports", "", "`LO-HI`, ports that FULL-NAT sends from (default: beside net.ipv4.ip_local_port_range)")
+	flags.BoolVar(&f.options.AnySNAT, "any-snat", false, "SNAT addresses need not be this host's")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "say what would happen, and change nothing")
 	return func(e *env) error {
 		if err := f.parse(flags); err != nil {
@@ -80,6 +83,17 @@ func (f *attachFlags) parse(flags *pflag.FlagSet) error {
 		}
 		f.options.TunSpread = &prefix
 	}
+	var err error
+	if f.options.SNAT, err = parseSNAT(f.snat); err != nil {
+		return fmt.Errorf("--snat %w", err)
+	}
+	if flags.Changed("snat-ports") {
+		ports, err := loader.ParsePorts(f.ports)
+		if err != nil {
+			return fmt.Errorf("--snat-ports %w", err)
+		}
+		f.options.SNATPorts = &ports
+	}
 	return nil
 }
 
@@ -106,6 +120,11 @@ func attach(e *env, o loader.AttachOptions) error {
 				verb = "upgraded in place"
 			}
 			fmt.Fprintf(e.stdout, "%s: %s, %s mode\n", a.Interface, verb, a.Mode)
+		}
+	}
+	if o.SNATPorts != nil || len(o.SNAT) > 0 {
+		if err := warnOfSNATPorts(e); err != nil {
+			return err
 		}
 	}
 	if !loader.JITEnabled() {

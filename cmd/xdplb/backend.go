@@ -24,7 +24,7 @@ type backendChange func(e *env, v maps.VIP, at []netip.AddrPort, o loader.Backen
 
 func setupBackend(apply backendChange) func(*pflag.FlagSet) func(*env) error {
 	return func(flags *pflag.FlagSet) func(*env) error {
-		mode := flags.String("mode", "", "dr or tun (default: the VIP's)")
+		mode := flags.String("mode", "", "dr, tun, nat or fullnat (default: the VIP's)")
 		weight := flags.String("weight", "", "share of new flows, 0 to 65535; 0 drains (default 1)")
 		return func(e *env) error {
 			v, at, err := parseBackends(e.args)

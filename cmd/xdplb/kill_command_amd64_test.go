@@ -20,6 +20,7 @@ const (
 	killCrowd   = ":80"   // a VIP that a crowd is connected to all the time
 	killOther   = ":8080" // one that serves HTTP
 	killSubject = ":81"   // the one that killed commands are about; each finds it new
+	killSource  = "192.0.2.98"
 	killMembers = 20
 )
 
@@ -125,6 +126,12 @@ func killCases(n *killNet) []killCase {
 		{name: "drain", command: []string{"drain", s(0)}, after: [][]string{{"enable", s(0)}}, done: admin("drain")},
 		{name: "enable", before: [][]string{{"drain", s(0)}}, command: []string{"enable", s(0)}, done: admin("enabled")},
 		{name: "refresh", command: []string{"refresh"}, done: func(*killNet) bool { return true }},
+		{name: "vip set --snat", command: []string{"vip", "set", c, "--snat", killSource, "--any-snat"},
+			done: func(n *killNet) bool { return n.sendsFrom(killSource, "own") }},
+		{name: "snat add", command: []string{"snat", "add", killSource, "--any-snat"}, after: [][]string{{"snat", "del", killSource}},
+			done: func(n *killNet) bool { return n.sendsFrom(killSource, "pool") }},
+		{name: "snat del", before: [][]string{{"snat", "add", killSource, "--any-snat"}}, command: []string{"snat", "del", killSource},
+			done: func(n *killNet) bool { return !n.sendsFrom(killSource, "pool") }},
 		{name: "attach, an upgrade", command: []string{"attach", "eth0"}, done: (*killNet).attached},
 		{name: "detach", command: []string{"detach", "eth0"}, detach: true, after: [][]string{{"attach", "eth0"}},
 			done: func(n *killNet) bool { return len(n.status().Interfaces) == 0 }},
@@ -280,6 +287,16 @@ func (n *killNet) modes(v *liveVIP) string {
 		modes = append(modes, b.Mode)
 	}
 	return strings.Join(modes, " ")
+}
+
+// sendsFrom looks whether FULL-NAT does so.
+func (n *killNet) sendsFrom(addr, source string) bool {
+	n.t.Helper()
+	var list struct {
+		Addresses []snatAddressJSON
+	}
+	n.ask(&list, "snat", "list")
+	return slices.ContainsFunc(list.Addresses, func(a snatAddressJSON) bool { return a.Address == addr && a.Source == source })
 }
 
 func (n *killNet) attached() bool {

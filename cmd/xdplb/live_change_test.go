@@ -22,7 +22,7 @@ const (
 
 func TestChangesMoveNoConnectionDR(t *testing.T) {
 	t.Parallel()
-	testChanges(t, liveCase{mode: "dr"})
+	testChanges(t, liveCase{mode: "dr", modes: encapsulating})
 }
 
 func TestChangesMoveNoConnectionTUN(t *testing.T) {
@@ -31,19 +31,23 @@ func TestChangesMoveNoConnectionTUN(t *testing.T) {
 }
 
 func TestChangesMoveNoConnectionInFloodDR(t *testing.T) {
-	testChanges(t, liveCase{mode: "dr", flood: true, moving: true})
+	testChanges(t, liveCase{mode: "dr", modes: encapsulating, flood: true, moving: true})
 }
 
 func TestChangesMoveNoConnectionInFloodTUN(t *testing.T) {
 	testChanges(t, liveCase{mode: "tun", v6: true, flood: true})
 }
 
+// encapsulating modes leave the packet as it is.
+var encapsulating = []string{"dr", "tun"}
+
 // liveCase is one run of testChanges.
 type liveCase struct {
 	mode   string
-	v6     bool // the VIP is IPv6; the servers' addresses are always IPv4
-	flood  bool // a million spoofed SYNs and as many ACKs arrive meanwhile
-	moving bool // and every slot moves all the time
+	modes  []string // between which backends change; nil: they do not
+	v6     bool     // the VIP is IPv6; the servers' addresses are always IPv4 but with nat and fullnat
+	flood  bool     // a million spoofed SYNs and as many ACKs arrive meanwhile
+	moving bool     // and every slot moves all the time
 }
 
 // liveRun is one run of a case.
@@ -94,6 +98,28 @@ func testChanges(t *testing.T, c liveCase) {
 }
 
 func (r *liveRun) build() {
+	kinds := allKinds(r.rng, liveChanges, r.modes != nil)
+	if r.translates() {
+		r.buildTranslating(kinds)
+	} else {
+		r.buildEncapsulating(kinds)
+	}
+	r.giveSources(24, r.v6)
+	r.must("timeout", "--tcp", liveTimeout.String())
+	r.must("vip", "add", r.name, "--mode", r.mode)
+	add := []string{"backend", "add", r.name}
+	for _, s := range r.fleet.servers {
+		add = append(add, s.addr)
+	}
+	r.must(add...)
+	r.rules = &rules{takes: r.fleet.taking(), deleted: make(map[string]int)}
+	r.crowd = newCrowd(r.liveNet, r.vip, r.rules, liveTimeout)
+	if r.liveCase.flood {
+		r.flood = newFlood(r.liveNet, r.vip)
+	}
+}
+
+func (r *liveRun) buildEncapsulating(kinds []string) {
 	// As it comes: the flood turns `half_open` over while a connection is idle, and not while one begins.
 	r.liveNet = buildLive(r.t, liveServers)
 	r.vip = netip.AddrPortFrom(r.VIP4, livePort)
@@ -101,24 +127,11 @@ func (r *liveRun) build() {
 		r.vip = netip.AddrPortFrom(r.VIP6, livePort)
 	}
 	r.name = r.vip.String()
-	r.giveSources(24, r.v6)
-	r.must("timeout", "--tcp", liveTimeout.String())
-	r.must("vip", "add", r.name, "--mode", r.mode)
-	add := []string{"backend", "add", r.name}
-	for i := range r.Servers {
-		add = append(add, r.backend(i))
-	}
-	r.must(add...)
-	kinds := allKinds(r.rng, liveChanges, r.mode == "dr")
 	if r.mode == "dr" { // at first another slot function, when no connection has a pin
 		kinds = append([]string{"prefix"}, kinds...)
 	}
 	r.fleet = newFleet(r.liveNet, r.rng, r.name, kinds)
-	r.rules = &rules{takes: r.fleet.taking(), deleted: make(map[string]int)}
-	r.crowd = newCrowd(r.liveNet, r.vip, r.rules, liveTimeout)
-	if r.liveCase.flood {
-		r.flood = newFlood(r.liveNet, r.vip)
-	}
+	r.fleet.modes = r.modes
 }
 
 // step makes one change. In a flood the frames arrive before, while and after the maps are written.
@@ -177,8 +190,10 @@ func (r *liveRun) judgeCrowd() {
 // and at most three other packets with each answer.
 func (r *liveRun) completeFlood(before uint64) {
 	for {
-		vip := r.vipStats(r.vip)
+		vip, reasons := r.vipStats(r.vip), r.stats().Reasons
 		syns, others, arrived := int(vip.Connections), int(vip.Packets-vip.Connections), int(r.arrived()-before)
+		syns += int(reasons["snat_exhausted"])
+		others += int(reasons["flow_unknown"] + reasons["rate_limited"])
 		r.crowd.mu.Lock()
 		syns, others = syns-2*r.crowd.opened-r.crowd.excused, others-3*r.crowd.answers-8*r.crowd.opened
 		r.crowd.mu.Unlock()
@@ -195,10 +210,12 @@ func (r *liveRun) completeFlood(before uint64) {
 
 // settleAll: when nobody is left every slot settles, and new connections go where they should.
 func (r *liveRun) settleAll() {
-	r.eventually("every slot has settled", func() bool {
-		r.must("refresh")
-		return r.liveNet.vip(r.name).MovingSlots == 0
-	})
+	if !r.translates() { // else every slot moves as long as the VIP lives
+		r.eventually("every slot has settled", func() bool {
+			r.must("refresh")
+			return r.liveNet.vip(r.name).MovingSlots == 0
+		})
+	}
 	takes, answers := r.fleet.taking(), make(map[string]int)
 	for i := range 300 {
 		server, err := r.askOnce(r.sources[i%len(r.sources)], r.vip)

@@ -23,7 +23,7 @@ type shot struct {
 	size int
 }
 
-// random is a part of a frame that is another in each: 2 or 4 bytes.
+// random is a part of a frame that is another in each: 1, 2 or 4 bytes.
 type random struct{ offset, size int }
 
 const xdpTX = 3 // linux/bpf.h
@@ -50,7 +50,7 @@ func newShot(n *liveNet, frame []byte, parts ...random) shot {
 	for _, p := range parts {
 		code = append(code,
 			asm.FnGetPrandomU32.Call(),
-			asm.StoreMem(asm.R6, int16(p.offset), asm.R0, map[int]asm.Size{2: asm.Half, 4: asm.Word}[p.size]))
+			asm.StoreMem(asm.R6, int16(p.offset), asm.R0, map[int]asm.Size{1: asm.Byte, 2: asm.Half, 4: asm.Word}[p.size]))
 	}
 	code = append(code, asm.Mov.Imm(asm.R0, xdpTX).WithSymbol("done"), asm.Return())
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "live_frames", Type: ebpf.XDP, License: "MIT", Instructions: code})
@@ -61,28 +61,30 @@ func newShot(n *liveNet, frame []byte, parts ...random) shot {
 
 // fire puts number frames on the balancer's wire.
 func (n *liveNet) fire(s shot, number int) error {
-	return n.Switches[0].Do(func() error {
-		// The switch's end of the balancer's cable.
-		l, err := netlink.LinkByName("balancer-eth0")
-		if err != nil {
-			return err
-		}
-		// A signal, such as those by which Go schedules, would end it early. This thread ends with the function.
-		var all unix.Sigset_t
-		for i := range all.Val {
-			all.Val[i] = ^uint64(0)
-		}
-		if err := unix.PthreadSigmask(unix.SIG_BLOCK, &all, nil); err != nil {
-			return err
-		}
-		context := make([]byte, 24) // struct xdp_md
-		binary.LittleEndian.PutUint32(context[4:], uint32(s.size))
-		binary.LittleEndian.PutUint32(context[12:], uint32(l.Attrs().Index))
-		_, err = s.Run(&ebpf.RunOptions{
-			Data: make([]byte, s.size), Context: context, Repeat: uint32(number), Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES,
-		})
+	return n.Switches[0].Do(func() error { return s.fire("balancer-eth0", number) }) // the switch's end of the cable
+}
+
+// fire puts number frames on the wire behind a device of the calling thread's node.
+func (s shot) fire(dev string, number int) error {
+	l, err := netlink.LinkByName(dev)
+	if err != nil {
 		return err
+	}
+	// A signal, such as those by which Go schedules, would end it early. This thread ends with the function.
+	var all unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^uint64(0)
+	}
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &all, nil); err != nil {
+		return err
+	}
+	context := make([]byte, 24) // struct xdp_md
+	binary.LittleEndian.PutUint32(context[4:], uint32(s.size))
+	binary.LittleEndian.PutUint32(context[12:], uint32(l.Attrs().Index))
+	_, err = s.Run(&ebpf.RunOptions{
+		Data: make([]byte, s.size), Context: context, Repeat: uint32(number), Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES,
 	})
+	return err
 }
 
 // Offsets in a frame without VLAN tags.

@@ -35,10 +35,10 @@ type liveNet struct {
 	ports   atomic.Uint32
 }
 
-// buildLive makes the network; its balancer is attached. VIPs are host routes of the client.
-func buildLive(t testing.TB, servers int, attachFlags ...string) *liveNet {
+// wireLive makes a network. VIPs are host routes of the client.
+func wireLive(t testing.TB, shape lab.Shape, servers int) *liveNet {
 	t.Helper()
-	network, err := lab.BuildNetwork(lab.Plan{Servers: servers, RouteVIPs: true})
+	network, err := lab.BuildNetwork(lab.Plan{Shape: shape, Servers: servers, RouteVIPs: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,6 +48,13 @@ func buildLive(t testing.TB, servers int, attachFlags ...string) *liveNet {
 			t.Error(err)
 		}
 	})
+	return n
+}
+
+// buildLive makes a network of DR and TUN; its balancer is attached.
+func buildLive(t testing.TB, servers int, attachFlags ...string) *liveNet {
+	t.Helper()
+	n := wireLive(t, lab.Flat, servers)
 	for _, server := range n.Servers {
 		n.serveNames(server)
 		n.check(n.on(server, "realserver", "accept", n.VIP4.String(), n.VIP6.String(), "--mode", "tun", "--dev", "eth0"))

@@ -45,6 +45,8 @@ type fleet struct {
 	vip     string
 	servers []*fleetServer
 	kinds   []string // of the changes to come
+
+	modes, schedulers []string // what changes choose from
 }
 
 // liveChange is one command.
@@ -56,7 +58,7 @@ type liveChange struct {
 }
 
 func newFleet(n *liveNet, rng *rand.Rand, vip string, kinds []string) *fleet {
-	f := &fleet{rng: rng, vip: vip}
+	f := &fleet{rng: rng, vip: vip, schedulers: []string{"maglev", "source"}}
 	for i, node := range n.Servers {
 		f.servers = append(f.servers, &fleetServer{name: node.Name, addr: n.backend(i), present: true, weight: 1})
 	}
@@ -122,7 +124,7 @@ func (f *fleet) change(kind string) (c liveChange, ok bool) {
 	var s *fleetServer
 	switch kind {
 	case "scheduler":
-		return f.set("--scheduler", []string{"maglev", "source"}[f.rng.IntN(2)]), true
+		return f.set("--scheduler", f.schedulers[f.rng.IntN(len(f.schedulers))]), true
 	case "prefix":
 		return f.set("--scheduler", "source", "--source-prefix", strconv.Itoa(20+f.rng.IntN(13))), true
 	case "track":
@@ -160,7 +162,7 @@ func (f *fleet) change(kind string) (c liveChange, ok bool) {
 		weight := map[string]int{"up": 3 + f.rng.IntN(2), "down": 1 + f.rng.IntN(2)}[kind]
 		return f.weigh(f.pick(present), weight), true
 	case "mode":
-		args := []string{"backend", "set", f.vip, f.pick(present).addr, "--mode", []string{"dr", "tun"}[f.rng.IntN(2)]}
+		args := []string{"backend", "set", f.vip, f.pick(present).addr, "--mode", f.modes[f.rng.IntN(len(f.modes))]}
 		return liveChange{args: args}, true
 	}
 	panic(fmt.Sprintf("kind %q", kind))

@@ -59,6 +59,10 @@ func summary(pins string) string {
 	if err != nil {
 		return "unreadable"
 	}
+	pool, err := b.Maps.SNATPool(&b.Settings)
+	if err != nil {
+		return "unreadable"
+	}
 	var s strings.Builder
 	for _, v := range views {
 		fmt.Fprintf(&s, "%s %s [", v.VIP, v.InUse().Scheduler)
@@ -69,15 +73,22 @@ func summary(pins string) string {
 			fmt.Fprintf(&s, "%s/%s/%d/%s", backend.At, backend.Mode, backend.Weight, admin(backend))
 		}
 		s.WriteString("] ")
+		if len(v.SNAT) > 0 {
+			fmt.Fprintf(&s, "snat %v ", v.SNAT)
+		}
 		if s.Len() > 400 {
-			s.WriteString("...")
+			s.WriteString("... ")
 			break
 		}
 	}
 	if s.Len() == 0 {
-		return "no VIPs"
+		s.WriteString("no VIPs ")
 	}
-	return strings.TrimSpace(s.String())
+	more := ""
+	if len(pool) > 8 {
+		pool, more = pool[:8], " ..."
+	}
+	return fmt.Sprintf("%s; snat %s %v%s", strings.TrimSpace(s.String()), b.SNATPorts(), pool, more)
 }
 
 // noFlags is for commands that have none of their own.

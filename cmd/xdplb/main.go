@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -41,14 +42,15 @@ type command struct {
 	min     int    // how many arguments at least
 	max     int    // and at most; -1: any number
 	summary string
-	changes bool // it changes the balancer, and is logged
+	more    string // of --help, after the summary
+	changes bool   // it changes the balancer, and is logged
 	setup   func(*pflag.FlagSet) func(*env) error
 }
 
 func commands() []command {
 	return slices.Concat(
 		attachCommands(), vipCommands(), backendCommands(), drainCommands(), statsCommands(),
-		flowsCommands(), statusCommands(), realserverCommands(), demoCommands(),
+		flowsCommands(), snatCommands(), applyCommands(), saveCommands(), statusCommands(), doctorCommands(), realserverCommands(), ipvsadmCommands(), demoCommands(),
 	)
 }
 
@@ -57,7 +59,15 @@ type usageError struct{ error }
 
 func usagef(format string, a ...any) error { return usageError{fmt.Errorf(format, a...)} }
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() { os.Exit(run(argumentsOf(os.Args), os.Stdout, os.Stderr)) }
+
+// argumentsOf are those behind the program's name; a link named ipvsadm is that command.
+func argumentsOf(args []string) []string {
+	if filepath.Base(args[0]) == ipvsadmName {
+		return append([]string{ipvsadmName}, args[1:]...)
+	}
+	return args[1:]
+}
 
 // run runs the command that the arguments name and returns the exit status.
 func run(arguments []string, stdout, stderr io.Writer) int {
@@ -70,6 +80,9 @@ func run(arguments []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		fmt.Fprintf(stderr, "xdplb: %v\n", err)
 		return exitUsage
+	}
+	if cmd.name == ipvsadmName { // its options are not ours
+		return runIpvsadm(arguments, stdout, stderr)
 	}
 	e := &env{stdout: stdout, stderr: stderr}
 	flags := pflag.NewFlagSet(cmd.name, pflag.ContinueOnError)
@@ -93,6 +106,9 @@ func run(arguments []string, stdout, stderr io.Writer) int {
 	}
 	if err == nil {
 		return exitDone
+	}
+	if status := exitStatus(0); errors.As(err, &status) {
+		return int(status)
 	}
 	fmt.Fprintln(stderr, complaint(cmd, e.args, err))
 	if errors.As(err, new(usageError)) {
@@ -193,5 +209,5 @@ func printHelp(w io.Writer) {
 }
 
 func printUsage(w io.Writer, c command, flags *pflag.FlagSet) {
-	fmt.Fprintf(w, "usage: xdplb %s\n%s\n\n%s", strings.TrimSpace(c.name+" "+c.args), c.summary, flags.FlagUsages())
+	fmt.Fprintf(w, "usage: xdplb %s\n%s\n%s\n%s", strings.TrimSpace(c.name+" "+c.args), c.summary, c.more, flags.FlagUsages())
 }

@@ -10,8 +10,9 @@ import (
 // more. Where they come from: script_test.go.
 func TestMain(m *testing.M) {
 	testscript.Main(&tidyRun{m}, map[string]func(){
-		"xdplb": main,
-		"on":    onMain, "until": untilMain, "refused": refusedMain,
+		"xdplb": main, "ipvsadm": main,
+		"on": onMain, "until": untilMain, "refused": refusedMain,
 		"udp": udpMain, "hold": holdMain, "bulk": bulkMain, "ttl": ttlMain,
+		"secrets": secretsMain,
 	})
 }

@@ -37,23 +37,36 @@ func labCommand(ts *testscript.TestScript, neg bool, args []string) {
 	leftovers.mu.Lock()
 	labOf[ts] = n
 	leftovers.mu.Unlock()
-	nodes := n.Nodes()
-	var mounts []*os.File
+	ts.Defer(func() { ts.Check(n.Close()) })
+	for _, node := range n.Nodes() {
+		enlist(ts, node)
+	}
+}
+
+// enlist tells the script how to enter a node.
+func enlist(ts *testscript.TestScript, n *lab.Node) {
+	ts.Check(leftovers.witness.sees(ts.Name(), n))
+	m, err := openMounts(n)
+	ts.Check(err)
 	ts.Defer(func() {
-		for _, node := range nodes {
-			ts.Check(leftovers.notePins(ts.Name(), node))
-		}
-		for _, m := range mounts {
-			m.Close()
-		}
-		ts.Check(n.Close())
+		ts.Check(leftovers.notePins(ts.Name(), n))
+		m.Close()
 	})
-	for _, node := range nodes {
-		ts.Check(leftovers.witness.sees(ts.Name(), node))
-		m, err := openMounts(node)
+	ts.Setenv("node_"+n.Name, fmt.Sprintf("/proc/%[1]d/fd/%[2]d /proc/%[1]d/fd/%[3]d", os.Getpid(), m.Fd(), n.NetNS().Fd()))
+}
+
+// routerCommand makes nodes that forward and have no device yet.
+func routerCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: router NODE...")
+	}
+	for _, name := range args {
+		n, err := network(ts).Node(name)
 		ts.Check(err)
-		mounts = append(mounts, m)
-		ts.Setenv("node_"+node.Name, fmt.Sprintf("/proc/%[1]d/fd/%[2]d /proc/%[1]d/fd/%[3]d", os.Getpid(), m.Fd(), node.NetNS().Fd()))
+		enlist(ts, n)
+		for _, key := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"} {
+			ts.Check(n.Sysctl(key, "1"))
+		}
 	}
 }
 
@@ -104,6 +117,7 @@ http {
 		listen 8080;
 		listen [::]:8080;
 		location / { return 200 "%[2]s\n"; }
+		location /peer { return 200 "%[2]s $server_port $remote_addr\n"; }
 	}
 }
 `

@@ -113,6 +113,7 @@ func refusedMain() {
 	before := state()
 	var out, complaint bytes.Buffer
 	c := exec.Command(os.Args[2], os.Args[3:]...)
+	c.Stdin = os.Stdin
 	c.Stdout, c.Stderr = &out, &complaint
 	err = c.Run()
 	os.Stderr.Write(complaint.Bytes())
@@ -139,6 +140,7 @@ func state() string {
 	run([]string{"vip", "list", "-o", "json"}, &all, &all)
 	run([]string{"status", "-o", "json"}, &all, &all)
 	run([]string{"timeout", "-o", "json"}, &all, &all)
+	run([]string{"snat", "list", "-o", "json"}, &all, &all)
 	_ = filepath.WalkDir("/sys/fs/bpf", func(path string, _ fs.DirEntry, err error) error {
 		fmt.Fprintln(&all, path, err)
 		return nil

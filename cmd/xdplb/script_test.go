@@ -28,13 +28,16 @@ const patience = 30 * time.Second
 //
 //	lab flat|routed|two-armed [SERVERS]   build a network of package lab: client, balancer, server1 …
 //	cable NODE:DEV NODE:DEV               join two nodes further; both ends carry a foreign XDP program
-//	web NODE...                           start nginx on ports 80 and 8080; it answers the node's name
+//	router NODE...                        make nodes that forward
+//	web NODE...                           start nginx on ports 80 and 8080; it answers the node's name, and at /peer
+//	                                      its port and the address that it sees as well
 //	on NODE COMMAND...                    run a command in a node
 //	until PATTERN COMMAND...              run a command until it succeeds and prints what matches
 //	refused STATUS COMMAND...             run a command that must fail with one line and change nothing
 //	json PATH VALUE...                    compare a part of the JSON printed last
 //	sum A + B... = C + D...               the same, for numbers; also < and >
 //	udp, hold, bulk, ttl                  traffic: see script_traffic_test.go
+//	secrets                               connections that must not be mixed up: see script_secrets_test.go
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                "../../testdata/script",
@@ -45,7 +48,7 @@ func TestScripts(t *testing.T) {
 			return errors.Join(os.Chmod(filepath.Dir(bin), 0o755), os.Chmod(bin, 0o755))
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"lab": labCommand, "cable": cableCommand, "web": webCommand, "json": jsonCommand, "sum": sumCommand,
+			"lab": labCommand, "cable": cableCommand, "router": routerCommand, "web": webCommand, "json": jsonCommand, "sum": sumCommand,
 		},
 	})
 }

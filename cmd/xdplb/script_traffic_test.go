@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -209,17 +210,24 @@ func serveBulk(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.CopyBuffer(w, lab.Download(size), make([]byte, 1<<18))
 }
 
-// ttlMain sends one packet with a small TTL and prints the ICMP error that it meets: ttl TTL tcp|udp ADDR:PORT
+// ttlMain prints the ICMP error that a packet meets:
+//
+//	ttl TTL tcp|udp ADDR:PORT      the first packet of a client, with a small TTL
+//	ttl answer TTL ADDR:PORT       what a UDP server answers
 func ttlMain() {
 	if len(os.Args) != 4 {
-		die("usage: ttl TTL tcp|udp ADDR:PORT")
+		die("usage: ttl TTL tcp|udp ADDR:PORT, or: ttl answer TTL ADDR:PORT")
 	}
-	ttl, err := strconv.Atoi(os.Args[1])
+	words := os.Args[1:]
+	if words[0] == "answer" {
+		words[0], words[1] = words[1], words[0]
+	}
+	ttl, err := strconv.Atoi(words[0])
 	if err != nil {
 		die("ttl: %v", err)
 	}
 	var socket int
-	dialer := net.Dialer{Timeout: patience, Control: func(network, _ string, c syscall.RawConn) error {
+	control := func(network, _ string, c syscall.RawConn) error {
 		return errors.Join(c.Control(func(fd uintptr) {
 			socket, err = unix.Dup(int(fd)) // outlives a connection that failed
 			if strings.HasSuffix(network, "4") {
@@ -230,17 +238,47 @@ func ttlMain() {
 					unix.SetsockoptInt(socket, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1))
 			}
 		}), err)
-	}}
-	conn, err := dialer.Dial(os.Args[2], os.Args[3])
-	if err == nil && os.Args[2] == "udp" {
-		_, _ = conn.Write([]byte("hello"))
-		_ = conn.SetReadDeadline(time.Now().Add(patience))
-		_, err = conn.Read(make([]byte, 100))
+	}
+	if words[1] == "answer" {
+		err = answerOnce(words[2], control)
+	} else {
+		err = askOnce(words[1], words[2], control)
 	}
 	if err == nil {
 		die("ttl: no error came")
 	}
 	printICMP(socket, err)
+}
+
+func askOnce(network, addr string, control func(string, string, syscall.RawConn) error) error {
+	dialer := net.Dialer{Timeout: patience, Control: control}
+	conn, err := dialer.Dial(network, addr)
+	if err == nil && network == "udp" {
+		_, _ = conn.Write([]byte("hello"))
+		_ = conn.SetReadDeadline(time.Now().Add(patience))
+		_, err = conn.Read(make([]byte, 100))
+	}
+	return err
+}
+
+// answerOnce answers a datagram, and returns the error that the next read meets.
+func answerOnce(addr string, control func(string, string, syscall.RawConn) error) error {
+	config := net.ListenConfig{Control: control}
+	conn, err := config.ListenPacket(context.Background(), "udp", addr)
+	if err != nil {
+		die("ttl: %v", err)
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(patience))
+	buffer := make([]byte, 100)
+	size, from, err := conn.ReadFrom(buffer)
+	if err != nil {
+		die("ttl: nobody asked: %v", err)
+	}
+	if _, err := conn.WriteTo(buffer[:size], from); err != nil {
+		die("ttl: %v", err)
+	}
+	_, _, err = conn.ReadFrom(buffer)
+	return err
 }
 
 // printICMP prints the struct sock_extended_err and the address behind it (linux/errqueue.h).

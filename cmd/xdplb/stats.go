@@ -45,14 +45,17 @@ type backendJSON struct {
 }
 
 type vipJSON struct {
-	VIP          string `json:"vip"`
-	Scheduler    string `json:"scheduler"`
-	SourcePrefix *uint8 `json:"source_prefix,omitempty"`
-	Mode         string `json:"mode"`
-	Track        string `json:"track"`
-	TableSize    uint32 `json:"table_size"`
-	MovingSlots  int    `json:"moving_slots"`
-	Fingerprint  string `json:"fingerprint"`
+	VIP          string   `json:"vip"`
+	Scheduler    string   `json:"scheduler"`
+	SourcePrefix *uint8   `json:"source_prefix,omitempty"`
+	Affinity     float64  `json:"affinity,omitempty"` // seconds
+	Group        string   `json:"affinity_group,omitempty"`
+	Mode         string   `json:"mode"`
+	Track        string   `json:"track"`
+	TableSize    uint32   `json:"table_size"`
+	MovingSlots  int      `json:"moving_slots"`
+	Fingerprint  string   `json:"fingerprint"`
+	SNAT         []string `json:"snat,omitempty"` // addresses of its own
 	*countersJSON
 	Active        *int          `json:"active"`
 	ActiveAtLeast bool          `json:"active_at_least"`
@@ -103,9 +106,13 @@ func jsonOf(views []loader.VIPView, counters bool) []vipJSON {
 			Track: trackText(v), TableSize: v.TableSize, MovingSlots: v.MovingSlots, Fingerprint: v.Fingerprint,
 			Backends: []backendJSON{},
 		}
-		if v.InUse().Scheduler == maps.SchedulerSource {
+		j.Affinity, j.Group = v.AffinityTime.Seconds(), v.Group()
+		if v.InUse().Scheduler == maps.SchedulerSource || v.AffinityTime != 0 {
 			prefix := loader.SourcePrefix(&v.Service)
 			j.SourcePrefix = &prefix
+		}
+		for _, addr := range v.SNAT {
+			j.SNAT = append(j.SNAT, addr.String())
 		}
 		if counters {
 			j.countersJSON = countersOf(v.Counters, v)

@@ -43,6 +43,7 @@ type statusJSON struct {
 	Pins       string          `json:"pins"`
 	HashKey    string          `json:"hash_key_fingerprint"`
 	VIPs       []statusVIPJSON `json:"vips"`
+	SNAT       snatJSON        `json:"snat"`
 	Places     struct {
 		VIPs     usageJSON `json:"vips"`
 		Backends usageJSON `json:"backends"`
@@ -68,6 +69,7 @@ func status(e *env) error {
 	for _, v := range s.VIPs {
 		j.VIPs = append(j.VIPs, statusVIPJSON{v.VIP.String(), v.Fingerprint, v.MovingSlots})
 	}
+	j.SNAT = snatOf(s.SNAT)
 	j.Places.VIPs, j.Places.Backends = usageJSON(s.VIPPlaces), usageJSON(s.BackendPlaces)
 	j.Places.Flows, j.Places.HalfOpen = usageJSON(s.FlowPlaces), usageJSON(s.HalfOpenPlaces)
 	if e.json {
@@ -86,7 +88,7 @@ func status(e *env) error {
 		table.row(s.VIPs[i].VIP.String(), s.VIPs[i].Fingerprint, vipState(&s.VIPs[i]))
 	}
 	table.flush()
-	fmt.Fprintln(e.stdout)
+	fmt.Fprintf(e.stdout, "\n%s\n\n", snatSummary(&s.SNAT))
 	table = newTable(e.stdout)
 	table.row("PLACES", "USED", "OF")
 	for _, row := range []struct {
@@ -129,9 +131,12 @@ func probeServers(e *env) error {
 	return loader.Probe(b.Servers())
 }
 
+// maxTimeout is longer than anybody waits, and far from where clocks of 32 bits end.
+const maxTimeout = 30 * 24 * time.Hour
+
 func setupTimeout(flags *pflag.FlagSet) func(*env) error {
 	tcp := flags.Duration("tcp", 0, "established TCP connections (15m)")
-	closing := flags.Duration("closing", 0, "TCP connections that one side has closed (2m); kept, and of no effect until there is a mode that follows both sides")
+	closing := flags.Duration("closing", 0, "TCP connections that one side has closed, with nat and fullnat (2m)")
 	udp := flags.Duration("udp", 0, "UDP flows (5m)")
 	return func(e *env) error {
 		var set loader.Timeouts
@@ -145,6 +150,9 @@ func setupTimeout(flags *pflag.FlagSet) func(*env) error {
 			}
 			if *f.value < time.Second {
 				return usagef("--%s %s: use 1s or more", f.name, *f.value)
+			}
+			if *f.value > maxTimeout {
+				return usagef("--%s %s: use %s or less", f.name, *f.value, maxTimeout)
 			}
 			*f.to = f.value
 		}

@@ -21,11 +21,15 @@ func vipCommands() []command {
 // setupVIP serves add and set: what they take is the same.
 func setupVIP(apply func(*loader.Balancer, maps.VIP, loader.VIPOptions) error) func(*pflag.FlagSet) func(*env) error {
 	return func(flags *pflag.FlagSet) func(*env) error {
-		mode := flags.String("mode", "", "how packets reach the backends: dr (default) or tun")
-		scheduler := flags.String("scheduler", "", "maglev (default) or source")
-		prefix := flags.Uint8("source-prefix", 0, "with source: `BITS` of the client's address that count (default all)")
+		mode := flags.String("mode", "", "how packets reach the backends: dr (default), tun, nat or fullnat")
+		scheduler := flags.String("scheduler", "", "maglev (default), source, rr or lc")
+		prefix := flags.Uint8("source-prefix", 0, "with source or affinity: `BITS` of the client's address that count (default all)")
+		affinity := flags.Duration("affinity", 0, "a client keeps its backend so long after its last new flow; 0 ends it")
+		group := flags.String("affinity-group", "", "VIPs that give the same `NAME` share it; empty leaves the group")
 		track := flags.String("track", "", "follow flows while something `changes` (default), or all")
 		size := flags.Uint32("table-size", 0, fmt.Sprintf("slots of the lookup table, a prime from %d to %d (default %d)", maps.MinTableSize, maps.MaxTableSize, maps.DefaultTableSize))
+		snat := flags.StringArray("snat", nil, "an `ADDR` of its own that FULL-NAT sends from, or pool; may be repeated")
+		anySNAT := flags.Bool("any-snat", false, "SNAT addresses need not be this host's")
 		assign := flags.String("assign", "", "put the address on this `IFACE` and announce it")
 		return func(e *env) error {
 			v, err := maps.ParseVIP(e.args[0])
@@ -39,8 +43,19 @@ func setupVIP(apply func(*loader.Balancer, maps.VIP, loader.VIPOptions) error) f
 			if flags.Changed("source-prefix") {
 				o.SourcePrefix = prefix
 			}
+			if flags.Changed("affinity") {
+				o.Affinity = affinity
+			}
+			if flags.Changed("affinity-group") {
+				o.AffinityGroup = group
+			}
 			if flags.Changed("table-size") {
 				o.TableSize = size
+			}
+			if o.AnySNAT = *anySNAT; flags.Changed("snat") {
+				if o.SNAT, err = parseVIPSNAT(*snat); err != nil {
+					return usageError{err}
+				}
 			}
 			if flags.Changed("assign") {
 				o.Assign = assign
@@ -114,10 +129,10 @@ func vipList(e *env) error {
 		return e.printJSON(map[string]any{"vips": jsonOf(views, false)})
 	}
 	table := newTable(e.stdout)
-	table.row("VIP", "SCHEDULER", "MODE", "TRACK", "SLOTS", "STATE", "BACKENDS")
+	table.row("VIP", "SCHEDULER", "AFFINITY", "MODE", "TRACK", "SLOTS", "STATE", "BACKENDS", "ACTIVE")
 	for _, v := range views {
-		table.row(v.VIP.String(), schedulerText(&v), loader.Mode(v.Mode).String(), trackText(&v),
-			fmt.Sprint(v.TableSize), vipState(&v), fmt.Sprint(len(v.Backends)))
+		table.row(v.VIP.String(), schedulerText(&v), affinityText(&v), loader.Mode(v.Mode).String(), trackText(&v),
+			fmt.Sprint(v.TableSize), vipState(&v), fmt.Sprint(len(v.Backends)), activeText(v.Active))
 	}
 	table.flush()
 	return nil
@@ -129,6 +144,20 @@ func schedulerText(v *loader.VIPView) string {
 		return fmt.Sprintf("%s/%d", f.Scheduler, loader.SourcePrefix(&v.Service))
 	}
 	return f.Scheduler.String()
+}
+
+func affinityText(v *loader.VIPView) string {
+	text := "-"
+	if v.AffinityTime != 0 {
+		text = v.AffinityTime.String()
+		if bits := loader.SourcePrefix(&v.Service); int(bits) != v.Addr.BitLen() {
+			text += fmt.Sprintf("/%d", bits)
+		}
+		if group := v.Group(); group != "" {
+			text += " " + group
+		}
+	}
+	return text
 }
 
 // vipState says how much of the table follows flows of late changes.

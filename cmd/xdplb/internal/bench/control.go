@@ -52,7 +52,7 @@ func buildTables(rep *report, runs int) {
 
 // measureLast times adding the last VIP, or the last backend if there is one VIP, and takes it away again.
 func measureLast(rep *report, name string, runs, vips, backends int) (err error) {
-	w, err := newWorld(backends)
+	w, err := newWorld(backends, defaultFlows)
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func measureLast(rep *report, name string, runs, vips, backends int) (err error)
 
 // measureMemory asks the kernel what it accounts for the maps, and divides by their places.
 func measureMemory(rep *report) (err error) {
-	w, err := newWorld(1)
+	w, err := newWorld(1, defaultFlows)
 	if err != nil {
 		return err
 	}

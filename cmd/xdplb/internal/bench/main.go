@@ -17,7 +17,7 @@ var pathFilter = flag.String("paths", "", "regular expression of the paths to me
 
 func main() {
 	runs := flag.Int("runs", 15, "measurements of each path, at least 15 for a median to quote")
-	only := flag.String("only", "", "comma-separated parts: program, spread, control, wire, requests")
+	only := flag.String("only", "", "comma-separated parts: program, nat, spread, control, wire, requests")
 	flag.Parse()
 	if err := bench(*runs, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -32,7 +32,7 @@ func bench(runs int, only string) error {
 	for _, part := range []struct {
 		name string
 		run  func(*report, int) error
-	}{{"program", measurePaths}, {"spread", measureSpread}, {"control", measureControl},
+	}{{"program", measurePaths}, {"nat", measureTranslation}, {"spread", measureSpread}, {"control", measureControl},
 		{"wire", measureWire}, {"requests", measureRequests},
 	} {
 		if only != "" && !slices.Contains(strings.Split(only, ","), part.name) {

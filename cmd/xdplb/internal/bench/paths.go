@@ -19,16 +19,18 @@ const (
 // flowCounts are how many flows there are, from what a cache line holds to what no cache does.
 var flowCounts = []uint32{1, 1 << 10, 1 << 17, 1 << 20}
 
-// VIPs of measurePaths: those at these offsets from the first.
+// VIPs of the parts program and wire: those at these offsets from the first.
 const (
 	vipDR = iota
 	vipTun
 	vipMoving
 	vipForeign
+	vipNAT
+	vipFullNAT
 )
 
 func measurePaths(rep *report, runs int) (err error) {
-	w, err := newWorld(3)
+	w, err := newWorld(3, defaultFlows)
 	if err != nil {
 		return err
 	}
@@ -69,20 +71,26 @@ func measurePaths(rep *report, runs int) (err error) {
 		add("moving-pinned", "105..450", plus(vip4, vipMoving), tcp, ack)
 		add("foreign-tcp", "30", plus(vip4, vipForeign), tcp, ack).passes = true
 	}
-	// Flows that come only once: every run has others.
 	const most = 1 << 20
-	for _, p := range []*path{
+	for i, p := range []*path{
 		{name: fmt.Sprintf("moving-syn-new/flows=%d", most), budget: "..1000", frame: frame{flags: syn}},
 		{name: fmt.Sprintf("moving-ack-new/flows=%d", most), frame: frame{flags: ack}},
 	} {
-		p.frame.client, p.frame.vip, p.frame.proto, p.frame.flows = client4, plus(vip4, vipMoving), tcp, most
-		p.prepare = func() error {
-			p.frame.client = plus(p.frame.client, most)
-			return nil
-		}
-		paths = append(paths, p)
+		p.frame.vip = plus(vip4, vipMoving)
+		paths = append(paths, p.fresh(i))
 	}
 	return w.measure(rep, "program", runs, paths)
+}
+
+// fresh makes the path's flows come only once: every run has others, and other ones than the fresh path of another number.
+func (p *path) fresh(number int) *path {
+	p.frame.proto, p.frame.flows = unix.IPPROTO_TCP, 1<<20
+	p.frame.client = plus(client4, (number+1)<<26)
+	p.prepare = func() error {
+		p.frame.client = plus(p.frame.client, int(p.frame.flows))
+		return nil
+	}
+	return p
 }
 
 // measureSpread shows what it costs that VIPs and backends exist, and that the traffic is spread over them.
@@ -112,7 +120,7 @@ func (e extent) String() string {
 }
 
 func measureSize(rep *report, runs int, e extent) (err error) {
-	w, err := newWorld(e.backends)
+	w, err := newWorld(e.backends, defaultFlows)
 	if err != nil {
 		return err
 	}

@@ -43,34 +43,47 @@ type frame struct {
 	flags  byte // TCP
 	flows  uint32
 	vips   uint32
+	reply  bool // the other way: vip is a backend, and answers the client
 }
 
-const frameLength = 96
+const (
+	frameLength = 96
+	clientPort  = 40000
+	vipPort     = 80
+)
 
 func (f frame) template() bpf.BenchFrameTemplate {
 	t := bpf.BenchFrameTemplate{Length: frameLength, Flows: f.flows, Vips: max(f.vips, 1), Stride: 0x9e3779b1}
 	b := t.Bytes[:]
 	copy(b, f.to)
 	copy(b[6:], []byte{2, 0, 0, 0, 0, 2})
-	l4 := 54
+	l4, src, dst := 54, f.client, f.vip
+	ports := []uint16{clientPort, vipPort}
+	if f.reply {
+		src, dst = dst, src
+		slices.Reverse(ports)
+	}
 	if f.vip.Is4() {
 		l4 = 34
 		binary.BigEndian.PutUint16(b[12:], unix.ETH_P_IP)
 		b[14], b[22], b[23] = 0x45, 64, f.proto
 		binary.BigEndian.PutUint16(b[16:], frameLength-14)
-		copy(b[26:], f.client.AsSlice())
-		copy(b[30:], f.vip.AsSlice())
+		copy(b[26:], src.AsSlice())
+		copy(b[30:], dst.AsSlice())
 		t.Source, t.Vip = 26, 30
 	} else {
 		binary.BigEndian.PutUint16(b[12:], unix.ETH_P_IPV6)
 		b[14], b[20], b[21] = 0x60, f.proto, 64
 		binary.BigEndian.PutUint16(b[18:], frameLength-54)
-		copy(b[22:], f.client.AsSlice())
-		copy(b[38:], f.vip.AsSlice())
+		copy(b[22:], src.AsSlice())
+		copy(b[38:], dst.AsSlice())
 		t.Source, t.Vip = 34, 50
 	}
-	binary.BigEndian.PutUint16(b[l4:], 40000)
-	binary.BigEndian.PutUint16(b[l4+2:], 80)
+	if f.reply {
+		t.Source, t.Vip = t.Vip, t.Source
+	}
+	binary.BigEndian.PutUint16(b[l4:], ports[0])
+	binary.BigEndian.PutUint16(b[l4+2:], ports[1])
 	if f.proto == unix.IPPROTO_TCP {
 		b[l4+12], b[l4+13] = 0x50, f.flags
 	} else {
@@ -98,6 +111,7 @@ type path struct {
 	name    string
 	frame   frame
 	passes  bool         // not ours: passed, where all others are forwarded
+	warm    bool         // driven once right before each run
 	prepare func() error // before each run
 	budget  string
 	row     *row
@@ -151,6 +165,11 @@ func (w *world) measure(rep *report, name string, runs int, paths []*path) error
 func (w *world) once(d *driver, p *path) (float64, error) {
 	if p.prepare != nil {
 		if err := p.prepare(); err != nil {
+			return 0, err
+		}
+	}
+	if p.warm {
+		if _, err := d.run(w.program, p.frame); err != nil {
 			return 0, err
 		}
 	}

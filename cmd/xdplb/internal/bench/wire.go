@@ -57,6 +57,7 @@ func measureWire(rep *report, _ int) (err error) {
 		}
 	}
 	paths := wirePaths(wires[0], wires[1], wires[2])
+	defer func() { addWire(rep, paths) }() // what was measured is measured
 	for _, p := range paths {
 		if _, _, err := p.send(); err != nil { // warm: flows that speak again are promoted
 			return fmt.Errorf("%s: %w", p.name, err)
@@ -76,30 +77,36 @@ func measureWire(rep *report, _ int) (err error) {
 			}
 		}
 	}
-	for _, p := range paths {
-		rep.add(p.rate, p.loss)
-		if p.share != nil {
-			rep.add(p.share)
-		}
-	}
 	return nil
 }
 
+func addWire(rep *report, paths []*wirePath) {
+	for _, p := range paths {
+		for _, r := range []*row{p.rate, p.loss, p.share} {
+			if r != nil && len(r.values) > 0 {
+				rep.add(r)
+			}
+		}
+	}
+}
+
 func wirePaths(floor, xdplb, kernel *wire) (paths []*wirePath) {
-	add := func(w *wire, name string, vip netip.Addr, e expectation) {
-		p := &wirePath{
-			name: "wire/" + name, wire: w, expected: e.frame(),
-			frame: frame{to: w.mac, client: client4, vip: vip, proto: unix.IPPROTO_TCP, flags: ack, flows: uint32(*wireFlows)},
-		}
-		if vip.Is6() {
-			p.frame.client = client6
-		}
+	addFrame := func(w *wire, name string, f frame, e expectation) {
+		f.to, f.proto, f.flags, f.flows = w.mac, unix.IPPROTO_TCP, ack, uint32(*wireFlows)
+		p := &wirePath{name: "wire/" + name, wire: w, expected: e.frame(), frame: f}
 		p.rate = &row{name: p.name, unit: "Mpps"}
 		p.loss = &row{name: p.name, unit: "%loss"}
 		if len(paths) > 0 {
 			p.share = &row{name: p.name, unit: "%floor"}
 		}
 		paths = append(paths, p)
+	}
+	add := func(w *wire, name string, vip netip.Addr, e expectation) {
+		f := frame{client: client4, vip: vip}
+		if vip.Is6() {
+			f.client = client6
+		}
+		addFrame(w, name, f, e)
 	}
 	// The outermost destination is the VIP still, or one of the servers 1, 2 and 3 in these prefixes.
 	servers := netip.PrefixFrom(server4.Addr(), 30)
@@ -113,6 +120,13 @@ func wirePaths(floor, xdplb, kernel *wire) (paths []*wirePath) {
 	add(xdplb, "tun4in4", plus(vip4, vipTun), expectation{to: serverMAC, proto: unix.IPPROTO_IPIP, dst: servers})
 	add(xdplb, "tun6in6", plus(vip6, vipTun), expectation{to: serverMAC, proto: unix.IPPROTO_IPV6, dst: servers6})
 	add(xdplb, "moving-pinned", plus(vip4, vipMoving), expectation{to: serverMAC, proto: tcp, dst: only(plus(vip4, vipMoving))})
+	for _, v := range translatedVIPs {
+		vip, backend, backendSees := plus(vip4, v.offset), server(server4, 0), replyTo(v.mode, 0)
+		near := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, 10) } // more than the most flows
+		add(xdplb, v.name, vip, expectation{to: serverMAC, proto: tcp, src: near(backendSees), dst: only(backend)})
+		addFrame(xdplb, v.name+"-reply", frame{client: backendSees, vip: backend, reply: true},
+			expectation{to: generatorMAC, proto: tcp, src: only(vip), dst: near(client4)})
+	}
 	add(kernel, "kernel-nft-dnat", vip4, expectation{to: serverMAC, proto: tcp, dst: servers})
 	return paths
 }
@@ -120,7 +134,7 @@ func wirePaths(floor, xdplb, kernel *wire) (paths []*wirePath) {
 // becomeXdplb gives the balancer a VIP for every mode.
 func (w *wire) becomeXdplb() error {
 	all, tcp := true, uint8(unix.IPPROTO_TCP)
-	if err := w.node.Do(func() error { return w.attach(wireServers) }); err != nil {
+	if err := w.node.Do(func() error { return w.attach(wireServers, defaultFlows) }); err != nil {
 		return err
 	}
 	for _, v := range []struct {
@@ -135,6 +149,15 @@ func (w *wire) becomeXdplb() error {
 		{plus(vip6, vipTun), loader.ModeTUN, loader.VIPOptions{}},
 	} {
 		if err := w.addVIPs(v.addr, 1, wireServers, tcp, v.mode, v.options); err != nil {
+			return err
+		}
+	}
+	for _, v := range translatedVIPs {
+		vip := plus(vip4, v.offset)
+		if err := w.addVIPs(vip, 1, wireServers, tcp, v.mode, loader.VIPOptions{}); err != nil {
+			return err
+		}
+		if err := w.fillFlows(vip, v.mode, int(*wireFlows), 1); err != nil {
 			return err
 		}
 	}

@@ -161,7 +161,8 @@ func (w *wire) becomeKernel() error {
 type expectation struct {
 	to    net.HardwareAddr
 	proto uint8
-	dst   netip.Prefix // of the outermost IP header
+	src   netip.Prefix // of the outermost IP header; the zero Prefix: any
+	dst   netip.Prefix
 }
 
 func (e expectation) frame() (f bpf.BenchFrameExpected) {
@@ -181,8 +182,14 @@ func (e expectation) frame() (f bpf.BenchFrameExpected) {
 		expect(12, 0x86, 0xdd)
 	}
 	expect(protoAt, e.proto)
-	copy(bytes[dstAt:], e.dst.Masked().Addr().AsSlice())
-	copy(mask[dstAt:], net.CIDRMask(e.dst.Bits(), e.dst.Addr().BitLen()))
+	expectIn := func(offset int, p netip.Prefix) {
+		copy(bytes[offset:], p.Masked().Addr().AsSlice())
+		copy(mask[offset:], net.CIDRMask(p.Bits(), p.Addr().BitLen()))
+	}
+	if e.src.IsValid() {
+		expectIn(dstAt-len(e.dst.Addr().AsSlice()), e.src)
+	}
+	expectIn(dstAt, e.dst)
 	for i := range f.Words {
 		f.Words[i] = binary.NativeEndian.Uint64(bytes[8*i:])
 		f.Mask[i] = binary.NativeEndian.Uint64(mask[8*i:])

@@ -31,8 +31,10 @@ type world struct {
 	mac     net.HardwareAddr
 }
 
-// newWorld makes a balancer with as many backends reachable as it is to have.
-func newWorld(backends int) (w *world, err error) {
+const defaultFlows = 2 << 20
+
+// newWorld makes a balancer with as many backends reachable as it is to have, and room for so many flows.
+func newWorld(backends int, flows uint32) (w *world, err error) {
 	l, err := lab.New()
 	if err != nil {
 		return nil, err
@@ -59,10 +61,10 @@ func newWorld(backends int) (w *world, err error) {
 	if w.mac, err = w.node.MAC("eth0"); err != nil {
 		return nil, err
 	}
-	return w, w.node.Do(func() error { return w.attach(backends) })
+	return w, w.node.Do(func() error { return w.attach(backends, flows) })
 }
 
-func (w *world) attach(backends int) error {
+func (w *world) attach(backends int, flows uint32) error {
 	eth0, err := netlink.LinkByName("eth0")
 	if err != nil {
 		return err
@@ -79,7 +81,7 @@ func (w *world) attach(backends int) error {
 			}
 		}
 	}
-	if _, err := loader.Attach(loader.DefaultPins, []string{"eth0"}, loader.AttachOptions{MaxFlows: 2 << 20, MaxBackends: 65536}); err != nil {
+	if _, err := loader.Attach(loader.DefaultPins, []string{"eth0"}, loader.AttachOptions{MaxFlows: flows, MaxBackends: 65536}); err != nil {
 		return err
 	}
 	if eth0, err = netlink.LinkByName("eth0"); err != nil {
@@ -123,13 +125,13 @@ func (w *world) addVIPs(first netip.Addr, n, backends int, proto uint8, mode loa
 	return w.change(func(b *loader.Balancer) error {
 		o.Mode = &mode
 		for i := range n {
-			v := maps.VIP{Addr: plus(first, i), Port: 80, Proto: proto}
+			v := maps.VIP{Addr: plus(first, i), Port: vipPort, Proto: proto}
 			if err := b.AddVIP(v, o); err != nil {
 				return err
 			}
 			at := make([]netip.AddrPort, backends)
 			for j := range at {
-				at[j] = netip.AddrPortFrom(server(servers, j), 80)
+				at[j] = netip.AddrPortFrom(server(servers, j), vipPort)
 			}
 			if _, err := b.AddBackends(v, at, loader.BackendOptions{}); err != nil {
 				return err

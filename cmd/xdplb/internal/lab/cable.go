@@ -54,15 +54,25 @@ func (l *Lab) prepare(end End) error {
 			}
 		}
 		if end.Pass {
-			err := withLink(end.Dev, "attach an XDP program", func(link netlink.Link) error {
-				return netlink.LinkSetXdpFdWithFlags(link, l.pass.FD(), nl.XDP_FLAGS_DRV_MODE)
-			})
-			if err != nil {
+			if err := l.passOn(end.Dev); err != nil {
 				return err
 			}
 		}
 		return up(end.Dev)
 	})
+}
+
+// passOn works on a device of the calling thread's namespace.
+func (l *Lab) passOn(dev string) error {
+	return withLink(dev, "attach an XDP program", func(link netlink.Link) error {
+		return netlink.LinkSetXdpFdWithFlags(link, l.pass.FD(), nl.XDP_FLAGS_DRV_MODE)
+	})
+}
+
+// Pass gives a device of the node what End.Pass does. Frames are then taken in the order in which they came, which
+// else depends on the processors that they are taken by (netif_rx).
+func (n *Node) Pass(dev string) error {
+	return n.wrap(n.Do(func() error { return n.lab.passOn(dev) }))
 }
 
 // txChecksumOff does what `ethtool -K DEV tx off` does; segmentation goes off with it.

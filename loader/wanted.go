@@ -1,0 +1,68 @@
+package loader
+
+import (
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/xdplb/xdplb/maps"
+)
+
+// Wanted is what a balancer should be. What is nil or zero stays as it is; a list
+// that is there is the whole of it, and what it does not name is removed.
+// Interfaces alone are never taken off.
+//
+// A Where is put before what is said about its owner, such as the place in a file.
+type Wanted struct {
+	Where                          string
+	Interfaces                     []WantedInterface
+	HashKey                        *maps.HashKey
+	MaxVIPs, MaxBackends, MaxFlows uint32
+	TunSpread                      *netip.Prefix // 0 bits: off
+	SNAT                           *WantedSNAT
+	Timeouts                       Timeouts
+	VIPs                           []WantedVIP // nil: as they are
+	Keep                           bool        // VIPs that are not named stay
+}
+
+// WantedInterface is an interface to be attached.
+type WantedInterface struct {
+	Where  string
+	Name   string
+	Mode   XDPMode // XDPAuto: any
+	Accept []net.HardwareAddr
+}
+
+// WantedSNAT is the pool that FULL-NAT sends from. Ports that are nil stay as they are.
+type WantedSNAT struct {
+	Where     string
+	Addresses []netip.Addr
+	Any       bool // addresses, those of VIPs as well, need not be this host's
+	Ports     *PortRange
+}
+
+// WantedVIP is a VIP with all it has.
+type WantedVIP struct {
+	Where string
+	maps.VIP
+	Mode          Mode
+	Scheduler     maps.Scheduler
+	SourcePrefix  uint8 // bits of the client's address, for scheduler source and affinity
+	Affinity      time.Duration
+	AffinityGroup string
+	TrackAll      bool
+	TableSize     uint32 // 0: as it is, or the default
+	Assign        string // interface that the address is put on; empty: none
+	SNAT          []netip.Addr
+	Backends      []WantedBackend
+	Alias         uint8 // what ipvsadm calls its scheduler; 0: as it is
+}
+
+// WantedBackend is a backend of a WantedVIP. Port 0 is the VIP's, mode 0 likewise.
+type WantedBackend struct {
+	Where  string
+	At     netip.AddrPort
+	Mode   Mode
+	Weight uint16
+	Drain  bool
+}
