@@ -21,13 +21,6 @@ ALWAYS_INLINE bool translates(const struct backend *backend)
 	return backend->mode == mode_nat || backend->mode == mode_fullnat;
 }
 
-ALWAYS_INLINE struct translation *translation(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&translations, &zero);
-}
-
 ALWAYS_INLINE bool flow_closed(__u64 states)
 {
 	return states & flow_reset || (states & flow_closing && states & flow_finished);
@@ -66,22 +59,30 @@ ALWAYS_INLINE bool same_flow(const struct flow *a, const struct flow *b)
 	       a->vip_port == b->vip_port && same_address(&a->far, &b->far) && same_address(&a->vip, &b->vip);
 }
 
-/* A dead owner's entry becomes ours: whoever changes its stamp first. */
+/*
+ * A dead owner's entry becomes ours: whoever changes its stamp first. An entry of the same flow is taken with its id,
+ * so that CPUs that see two packets of the flow at once mean one flow.
+ */
 ALWAYS_INLINE int take_over(void *map, struct flow *flow, struct translation *work, bool half,
 			    const struct settings *settings)
 {
-	__u64 stamp = flow->stamp, time = now(settings), limit;
+	__u64 stamp = flow->stamp, time = now(settings), id = flow->id, limit;
 	bool own = work->takes_own && same_flow(flow, &work->flow);
 
-	limit = flow_lifetime(stamp, work->reply.proto, settings);
+	/* A second more than it lives: so much later its twin may have been touched. */
+	limit = flow_lifetime(stamp, work->reply.proto, settings) + settings->hz;
 	if (flow_closed(stamp) && (stamp & flow_reset || !(stamp & flow_backend_first)))
 		limit = reuse_seconds * settings->hz;
 	if (half && work->impatient && limit > patience_seconds * settings->hz)
 		limit = patience_seconds * settings->hz;
 	if (!own && (work->own_only || !older_than(stamp, time, limit)))
 		return -1;
-	if (__sync_val_compare_and_swap(&flow->stamp, stamp, work->flow.stamp) != stamp)
+	if (stamp & flow_claimed && !older_than(stamp, time, settings->hz))
 		return -1;
+	if (__sync_val_compare_and_swap(&flow->stamp, stamp, work->flow.stamp | flow_claimed) != stamp)
+		return -1;
+	if (own)
+		work->flow.id = id;
 	return bpf_map_update_elem(map, &work->reply, &work->flow, BPF_EXIST) ? -1 : 0;
 }
 

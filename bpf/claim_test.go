@@ -21,10 +21,10 @@ import (
 // Claims of reply tuples from two CPUs at once.
 
 const (
-	claimRounds  = 150
-	claimFrames  = 2000 // of a CPU in a round
-	claimClients = 48   // ports of one client
-	claimPorts   = 8    // of the SNAT address
+	claimRounds  = 2000
+	claimFrames  = 60 // of a CPU in a round
+	claimClients = 48 // ports of one client
+	claimPorts   = 8  // of the SNAT address
 	claimLow     = 20000
 )
 
@@ -235,6 +235,8 @@ func (r *race) holds(e twin) bool {
 		return false
 	case e.halfOpen:
 		return age < 2*second
+	case !has(bpf.XdplbFlowStateFlowSpoken):
+		return age < r.settings.HalfOpen-second
 	case client || server:
 		return age < r.settings.Closing-second
 	}

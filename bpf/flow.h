@@ -69,22 +69,32 @@ ALWAYS_INLINE bool flow_open(__u64 states)
 	return (states & (flow_spoken | flow_closing | flow_finished | flow_reset)) == flow_spoken;
 }
 
+ALWAYS_INLINE struct translation *translation(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&translations, &zero);
+}
+
 /*
  * An insert that fails (the table is full of flows in use on every CPU) loses a pin, not a packet:
  * the flow falls back to its slot's `old`.
  */
 ALWAYS_INLINE void remember_flow(const struct tuple *tuple, __u32 backend, __u64 time, __u64 states, bool promoted)
 {
-	struct flow flow = {
+	struct translation *work = translation();
+
+	if (!work)
+		return;
+	work->flow = (struct flow){
 		.stamp = time << flow_stamp_shift | states,
 		.backend = backend,
 		.direction = flow_to_backend,
 	};
-
 	if (promoted)
-		bpf_map_update_elem(&flows, tuple, &flow, BPF_ANY);
+		bpf_map_update_elem(&flows, tuple, &work->flow, BPF_ANY);
 	else
-		bpf_map_update_elem(&half_open, tuple, &flow, BPF_ANY);
+		bpf_map_update_elem(&half_open, tuple, &work->flow, BPF_ANY);
 }
 
 /* In this order, so that the flow is always in one of the two. */

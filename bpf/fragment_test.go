@@ -143,3 +143,16 @@ func TestFragmentsOfEveryPort(t *testing.T) {
 		w.goes("later fragment to another port", parts[1], all.backends[0])
 	}
 }
+
+// A fragment header that the packet is too short for stands in the padding.
+func TestFragmentHeadersInPadding(t *testing.T) {
+	w := newWorld(t)
+	for _, s := range w.fourVIPs()[2:] {
+		parts := s.base().fragments(12)
+		w.goes("first fragment", parts[0], s.backends[0])
+		frame := parts[1].bytes(t)
+		copy(frame[parts[1].l3()+4:], word(7))
+		w.passes("a later fragment whose header is cut short", frame)
+		w.goes("the later fragment", parts[1], s.backends[0])
+	}
+}

@@ -161,56 +161,83 @@ ALWAYS_INLINE bool follow_only(struct packet *packet, const struct flow *flow, c
 	return work && set_forward(packet, flow, work, now(settings), settings);
 }
 
-/* Inserts the twin that was evicted, made of the entry that is left. */
-ALWAYS_INLINE int mend_twin(const struct packet *packet, const struct flow *flow, struct translation *work,
-			    bool promoted)
+/* Builds the twin's entry of this one, whose packet shows what it does not know. Never a copy: the twin may be gone. */
+ALWAYS_INLINE void draft_twin(const struct packet *packet, const struct flow *flow, struct translation *work)
 {
+	bool reply = flow->direction == flow_to_client;
+
 	work->flow = *flow;
-	if (flow->direction == flow_to_client) {
-		work->flow.direction = flow_to_backend;
-		work->flow.far = packet->tuple.dst;
-		work->flow.far_port = packet->tuple.dport;
-		if (promoted)
-			return bpf_map_update_elem(&flows, &work->reply, &work->flow, BPF_NOEXIST);
-		return bpf_map_update_elem(&half_open, &work->reply, &work->flow, BPF_NOEXIST);
-	}
-	work->flow.direction = flow_to_client;
-	work->flow.far = packet->tuple.src;
-	work->flow.far_port = packet->tuple.sport;
+	work->flow.stamp &= ~(__u64)flow_claimed;
+	work->flow.direction = reply ? flow_to_backend : flow_to_client;
+	work->flow.far = reply ? packet->tuple.dst : packet->tuple.src;
+	work->flow.far_port = reply ? packet->tuple.dport : packet->tuple.sport;
 	work->flow.vip = packet->tuple.dst;
 	work->flow.vip_port = packet->tuple.dport;
-	work->takes_own = work->own_only = work->impatient = 0;
-	if (claim(work))
-		return -1;
+}
+
+/* The twin was evicted. An entry toward the client is a claim, as ever. */
+ALWAYS_INLINE int mend_twin(struct translation *work, bool promoted)
+{
+	if (work->flow.direction == flow_to_client) {
+		work->takes_own = work->own_only = work->impatient = 0;
+		if (claim(work))
+			return -1;
+		if (promoted)
+			promote_flow(&work->reply, &work->flow);
+		return 0;
+	}
 	if (promoted)
-		promote_flow(&work->reply, &work->flow);
-	return 0;
+		return bpf_map_update_elem(&flows, &work->reply, &work->flow, BPF_NOEXIST);
+	return bpf_map_update_elem(&half_open, &work->reply, &work->flow, BPF_NOEXIST);
 }
 
 /* Tells the twin what this entry knows. Returns 0, or -1 if its tuple is another flow's by now. */
 __noinline int touch_twin(const struct packet *packet, struct flow *flow, struct translation *work, bool promoted)
 {
+	struct pin twin;
+	__u64 stamp;
+
 	if (!packet || !flow || !work)
 		return -1;
-
-	__u64 stamp = flow->stamp, hop = *hop_word(flow);
-	struct pin twin;
-
+	draft_twin(packet, flow, work);
+	stamp = work->flow.stamp;
 	flow->touched = stamp >> flow_stamp_shift;
 	reverse_tuple(&work->reply, &work->to);
 	twin = find_pin(&work->reply);
 	if (!twin.flow)
-		return mend_twin(packet, flow, work, promoted);
-	if (twin.flow->id != flow->id)
+		return mend_twin(work, promoted);
+	if (twin.flow->id != work->flow.id)
 		return -1;
 	touch_flow(twin.flow, stamp >> flow_stamp_shift, stamp & FLOW_STATES);
-	if (*hop_word(twin.flow) != hop || twin.flow->interface != flow->interface) {
-		*hop_word(twin.flow) = hop;
-		twin.flow->interface = flow->interface;
+	if (*hop_word(twin.flow) != *hop_word(&work->flow) || twin.flow->interface != work->flow.interface) {
+		*hop_word(twin.flow) = *hop_word(&work->flow);
+		twin.flow->interface = work->flow.interface;
 	}
-	if (promoted && !twin.promoted)
-		promote_flow(&work->reply, twin.flow);
+	if (promoted && !twin.promoted && !bpf_map_update_elem(&flows, &work->reply, &work->flow, BPF_NOEXIST))
+		bpf_map_delete_elem(&half_open, &work->reply);
 	return 0;
+}
+
+/* Unless the client has begun anew meanwhile. */
+ALWAYS_INLINE void delete_lost(const struct tuple *tuple, __u64 id)
+{
+	struct pin pin = find_pin(tuple);
+
+	if (!pin.flow || pin.flow->id != id)
+		return;
+	if (pin.promoted)
+		bpf_map_delete_elem(&flows, tuple);
+	else
+		bpf_map_delete_elem(&half_open, tuple);
+}
+
+/* The entry may be another's by now, whose place in memory it has: LRU maps use them again at once. */
+ALWAYS_INLINE void promote_forward(const struct tuple *tuple, const struct flow *flow, __u64 id,
+				   struct translation *work)
+{
+	work->flow = *flow;
+	if (work->flow.id == id && work->flow.direction == flow_to_backend)
+		promote_flow(tuple, &work->flow);
 }
 
 ALWAYS_INLINE bool twin_is_due(const struct flow *flow, __u64 time, const struct settings *settings)
@@ -226,7 +253,7 @@ __noinline __u32 follow_flow(struct xdp_md *ctx, struct packet *packet, struct f
 
 	struct settings *settings = get_settings();
 	struct translation *work = translation();
-	__u64 time, states, had, hop;
+	__u64 time, states, had, hop, id = flow->id;
 	__u32 backend = flow->backend;
 	bool due, promotes;
 
@@ -248,14 +275,13 @@ __noinline __u32 follow_flow(struct xdp_md *ctx, struct packet *packet, struct f
 		due = true;
 	}
 	promotes = !promoted && had & flow_answered && !packet->opens && !packet->resets;
-	if ((due || promotes) && touch_twin(packet, flow, work, promoted || promotes)) {
-		bpf_map_delete_elem(&flows, &packet->tuple);
-		bpf_map_delete_elem(&half_open, &packet->tuple);
+	if ((due || promotes) && touch_twin(packet, flow, work, promoted || promotes) && flow->id == id) {
+		delete_lost(&packet->tuple, id);
 		packet->refused = twin_lost;
 		return 0;
 	}
 	if (promotes)
-		promote_flow(&packet->tuple, flow);
+		promote_forward(&packet->tuple, flow, id, work);
 	return backend;
 }
 
@@ -313,6 +339,10 @@ __noinline __u32 follow_reply(struct packet *packet, struct hop *hop, const stru
 	flow = set_reply(packet, &pin, work, time, settings);
 	if (!flow)
 		return 0;
+	if (flow->stamp & flow_claimed) { /* of a flow that is dead, and looks alive because another begins */
+		packet->refused = twin_lost;
+		return 0;
+	}
 	word = *hop_word(flow);
 	__builtin_memcpy(&hop->mac, &word, sizeof(word));
 	hop->link.interface = flow->interface;
@@ -323,7 +353,7 @@ __noinline __u32 follow_reply(struct packet *packet, struct hop *hop, const stru
 	had = touch_flow(flow, time, states);
 	count_change(backend, had, had | states);
 	if (((had | states) != had || twin_is_due(flow, time, settings)) &&
-	    touch_twin(packet, flow, work, pin.promoted)) {
+	    touch_twin(packet, flow, work, false)) {
 		packet->refused = twin_lost;
 		return 0;
 	}

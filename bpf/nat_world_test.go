@@ -117,6 +117,8 @@ const untagged = uint16(bpf.XdplbHopVlanHopUntagged)
 
 func (s *service) fullNAT() bool { return s.backends[0].Mode == uint8(bpf.XdplbModeModeFullnat) }
 
+func (d *dialogue) fullNAT() bool { return d.b.Mode == uint8(bpf.XdplbModeModeFullnat) }
+
 // opens begins a flow with p: a SYN, or the first packet of UDP.
 func (s *service) opens(what string, p packet) *dialogue {
 	s.Helper()

@@ -283,8 +283,9 @@ ALWAYS_INLINE bool parse(struct xdp_md *ctx, struct packet *packet)
 	default:
 		return false;
 	}
-	if (packet->kind == packet_later_fragment)
-		return packet->tuple.proto == IPPROTO_TCP || packet->tuple.proto == IPPROTO_UDP;
+	if (packet->kind == packet_later_fragment) /* a fragment header may stand in padding */
+		return fits_packet(packet, packet->ipv6 ? sizeof(struct fragment_header) : 0) &&
+		       (packet->tuple.proto == IPPROTO_TCP || packet->tuple.proto == IPPROTO_UDP);
 	if (packet->tuple.proto == IPPROTO_TCP)
 		return parse_tcp(&cursor, packet);
 	if (packet->tuple.proto == IPPROTO_UDP)

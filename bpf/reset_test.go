@@ -46,13 +46,19 @@ func (w *world) resets(what string, p packet, reason bpf.XdplbReason) {
 	w.demand(what, p.bytes(w), xdpTX, reason, p.refused(w))
 }
 
-// refusing are the VIPs that adopt no flow, of TCP.
+// refusing are the VIPs that adopt no flow, of TCP: in FULL-NAT nobody knows its source, and by these schedulers
+// nobody knows its backend.
 func refusing(t *testing.T) (all []*service) {
 	w := translating(t)
 	for i, pattern := range []string{vipNames[0], vipNames[2]} {
 		all = append(all, w.translatedVIP(fmt.Sprintf(pattern, 10), bpf.XdplbModeModeFullnat))
 		for j, scheduler := range []maps.Scheduler{maps.SchedulerRR, maps.SchedulerLC} {
-			all = append(all, w.scheduled(fmt.Sprintf(pattern, 20+2*i+j), scheduler, 1, 1))
+			s := w.scheduled(fmt.Sprintf(pattern, 20+2*i+j), scheduler, 1, 1)
+			for _, b := range s.backends {
+				b.Mode = uint8(bpf.XdplbModeModeNat)
+				w.WriteBackend(b)
+			}
+			all = append(all, s)
 		}
 	}
 	return all

@@ -153,6 +153,7 @@ enum flow_state {
 	flow_finished = 8, /* the backend sent FIN */
 	flow_reset = 16,   /* one of the two sent RST */
 	flow_backend_first = 32, /* the backend's FIN came first: it holds the tuple in TIME_WAIT */
+	flow_claimed = 64, /* a CPU is about to write another flow in its place */
 };
 enum flow_stamp { flow_stamp_shift = 8 };
 enum flow_direction {

@@ -133,6 +133,7 @@ const (
 	XdplbFlowStateFlowFinished     XdplbFlowState = 8
 	XdplbFlowStateFlowReset        XdplbFlowState = 16
 	XdplbFlowStateFlowBackendFirst XdplbFlowState = 32
+	XdplbFlowStateFlowClaimed      XdplbFlowState = 64
 )
 
 type XdplbFragment struct {

@@ -110,7 +110,7 @@ func TestRealserverErrors(t *testing.T) {
 		{"192.0.2.20: named twice", func(a *attempt) { a.addrs = ips("192.0.2.20", "::ffff:192.0.2.20") }},
 		{"224.0.0.1: cannot be a VIP", func(a *attempt) { a.addrs = ips("224.0.0.1") }},
 		{"no address to accept", func(a *attempt) { a.addrs = nil }},
-		{"mode 0: a real server has dr or tun", func(a *attempt) { a.Mode = 0 }},
+		{"a real server needs this command only for dr and tun", func(a *attempt) { a.Mode = 0 }},
 		{"no prefix that tunnels could come from", func(a *attempt) {
 			a.From = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), {}}
 		}},

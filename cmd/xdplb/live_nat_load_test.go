@@ -155,10 +155,11 @@ func (l *lives) checkPaused(atLeast int) {
 
 func abs(i int) int { return max(i, -i) }
 
-// established is how many connections of the service a server's ss shows.
+// established is how many connections of the service a server's ss shows that the server has not closed: those whose
+// client did may yet get an answer, and count as active.
 func (n *natNet) established(server *lab.Node) int {
 	n.t.Helper()
-	out, err := server.Command(context.Background(), "ss", "-Htn", "state", "established", fmt.Sprintf("( sport = :%d )", natServerPort)).Output()
+	out, err := server.Command(context.Background(), "ss", "-Htn", "state", "established", "state", "close-wait", fmt.Sprintf("( sport = :%d )", natServerPort)).Output()
 	n.check(err)
 	return bytes.Count(out, []byte("\n"))
 }
