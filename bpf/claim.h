@@ -12,7 +12,7 @@ enum {
 	time_wait_seconds = 60, /* that a backend which closed first holds the tuple (TCP_TIMEWAIT_LEN, include/net/tcp.h) */
 	reuse_seconds = 1,      /* until a tuple may be claimed that no one holds */
 	patience_seconds = 3,   /* that a handshake keeps its port when there is no other */
-	claim_tries = 32,       /* ports of a large range */
+	claim_tries = 32,       /* ports at a time, and of a large range in all */
 	claim_whole = 256,      /* a range up to this is tried whole */
 };
 
@@ -137,18 +137,27 @@ __noinline int claim_number(struct translation *work, __u32 number)
 	return claim(work);
 }
 
-/* All of a small range once, beginning anywhere; or some of a large one. */
-ALWAYS_INLINE int claim_some(struct translation *work, __u32 first, __u32 total)
+/* Some numbers from this one on; in a large range any others. A function, so that the verifier sees its loop once. */
+__noinline int claim_run(struct translation *work, __u32 number, __u32 total)
 {
-	__u32 number = first;
-
-	for (int i = 0; i < claim_whole; i++) {
+	if (!total)
+		return -1;
+	for (int i = 0; i < claim_tries; i++) {
 		if (!claim_number(work, number))
 			return 0;
-		if (i + 1 >= (total > claim_whole ? claim_tries : total))
-			break;
-		number = total > claim_whole ? bpf_get_prandom_u32() % total : (number + 1) % total;
+		number = (total > claim_whole ? bpf_get_prandom_u32() : number + 1) % total;
 	}
+	return -1;
+}
+
+/* A small range is tried whole, beginning anywhere. */
+ALWAYS_INLINE int claim_some(struct translation *work, __u32 first, __u32 total)
+{
+	for (__u32 tried = 0; tried < claim_whole; tried += claim_tries)
+		if (!claim_run(work, (first + tried) % total, total))
+			return 0;
+		else if (total > claim_whole || tried + claim_tries >= total)
+			break;
 	return -1;
 }
 

@@ -19,7 +19,7 @@ import (
 )
 
 // demoModes are the modes that forward, in the order in which they are shown.
-var demoModes = []string{"dr", "tun"}
+var demoModes = []string{"dr", "tun", "nat", "fullnat"}
 
 func demoCommands() []command {
 	return []command{{
@@ -29,7 +29,7 @@ func demoCommands() []command {
 }
 
 func setupDemo(flags *pflag.FlagSet) func(*env) error {
-	mode := flags.String("mode", "all", "show one mode only: "+strings.Join(demoModes, " or "))
+	mode := flags.String("mode", "all", "show one mode only: "+strings.Join(demoModes, ", "))
 	return func(e *env) error {
 		modes := demoModes
 		if *mode != "all" {
@@ -43,7 +43,7 @@ func setupDemo(flags *pflag.FlagSet) func(*env) error {
 }
 
 // demoLimit is when a demo that hangs gives up.
-const demoLimit = 100 * time.Second
+const demoLimit = 200 * time.Second
 
 // runDemo shows modes in a network that it makes and removes. It fails if anything that it shows is not as it
 // should be.

@@ -101,8 +101,10 @@ func (d *demo) drawNetwork() {
 }
 
 var modeHeadings = map[string]string{
-	"dr":  "Mode dr: a new destination MAC; servers on the same segment answer the client directly",
-	"tun": "Mode tun: an outer IP header; servers anywhere unpack it and answer the client directly",
+	"dr":      "Mode dr: a new destination MAC; servers on the same segment answer the client directly",
+	"tun":     "Mode tun: an outer IP header; servers anywhere unpack it and answer the client directly",
+	"nat":     "Mode nat: the server's address in place of the VIP; replies come back through the balancer",
+	"fullnat": "Mode fullnat: the balancer's address in place of the client's, too; servers need nothing at all",
 }
 
 func (d *demo) showMode(m *demoMode) error {
@@ -129,15 +131,11 @@ func (d *demo) showMode(m *demoMode) error {
 	if m.Stats, err = d.quiet(d.net.Balancer, "stats", "-o", "json"); err != nil {
 		return err
 	}
-	return d.tearDown()
+	return d.tearDown(m.Mode)
 }
 
 func (d *demo) setUp(mode string) error {
-	accept := []string{"realserver", "accept"}
-	for _, vip := range d.vips {
-		accept = append(accept, vip.Addr().String())
-	}
-	if err := d.onServers(append(accept, "--mode", mode, "--dev", "eth0")); err != nil {
+	if err := d.prepareServers(mode); err != nil {
 		return err
 	}
 	for i, vip := range d.vips {
@@ -155,12 +153,38 @@ func (d *demo) setUp(mode string) error {
 	return d.awaitNextHops()
 }
 
-func (d *demo) tearDown() error {
+// prepareServers gives them what a mode asks of servers.
+func (d *demo) prepareServers(mode string) error {
+	switch mode {
+	case "nat":
+		d.screen.say("%s", d.screen.paint(dim, "  (each server gets a route: to the client via the balancer)"))
+		for _, server := range d.net.Servers {
+			for _, route := range [][2]netip.Addr{{d.net.Client4, d.net.Balancer4}, {d.net.Client6, d.net.Balancer6}} {
+				if err := server.Route(netip.PrefixFrom(route[0], route[0].BitLen()).String(), route[1].String()); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	case "fullnat":
+		return d.xdplb(d.net.Balancer, "snat", "add", d.net.Balancer4.String(), d.net.Balancer6.String())
+	}
+	accept := []string{"realserver", "accept"}
+	for _, vip := range d.vips {
+		accept = append(accept, vip.Addr().String())
+	}
+	return d.onServers(append(accept, "--mode", mode, "--dev", "eth0"))
+}
+
+func (d *demo) tearDown(mode string) error {
 	d.screen.blank()
 	for _, vip := range d.vips {
 		if err := d.xdplb(d.net.Balancer, "vip", "del", vip.String()); err != nil {
 			return err
 		}
+	}
+	if mode == "nat" || mode == "fullnat" {
+		return nil
 	}
 	return d.onServers([]string{"realserver", "release", "--all"})
 }
