@@ -87,14 +87,13 @@ ALWAYS_INLINE int take_over(void *map, struct flow *flow, struct translation *wo
 }
 
 /*
- * Makes work->reply the flow's. Returns 0, or -1 if another flow has it. The second look into `flows` is for a flow
- * that was promoted between the first one and the insert.
+ * Makes the translation's `reply` the flow's. Returns 0, or -1 if another flow has it. The second look into `flows` is
+ * for a flow that was promoted between the first one and the insert.
  */
-int claim(struct translation *work);
-
-__noinline int claim(struct translation *work)
+__noinline int claim(void)
 {
 	struct settings *settings = get_settings();
+	struct translation *work = translation();
 	struct flow *flow;
 
 	if (!work || !settings)
@@ -113,15 +112,13 @@ __noinline int claim(struct translation *work)
 }
 
 /* Claims the `number`th of all SNAT ports. One that a VIP listens on is the VIP's. Returns 0 or -1. */
-int claim_number(struct translation *work, __u32 number);
-
-__noinline int claim_number(struct translation *work, __u32 number)
+ALWAYS_INLINE int claim_number(struct translation *work, __u32 number)
 {
 	union address *address;
 	struct vip_key key = {};
 	__u32 index;
 
-	if (!work || !work->span)
+	if (!work->span)
 		return -1;
 	index = work->list + number / work->span;
 	if (work->listed) {
@@ -134,15 +131,17 @@ __noinline int claim_number(struct translation *work, __u32 number)
 	key.address = work->reply.dst;
 	if (lookup_vip(&key, work->reply.dport, work->reply.proto))
 		return -1;
-	return claim(work);
+	return claim();
 }
 
 /* Some numbers from this one on; in a large range any others. A function, so that the verifier sees its loop once. */
-__noinline int claim_run(struct translation *work, __u32 number, __u32 total)
+__noinline int claim_run(__u32 number, __u32 total, __u32 tries)
 {
-	if (!total)
+	struct translation *work = translation();
+
+	if (!work || !total)
 		return -1;
-	for (int i = 0; i < claim_tries; i++) {
+	for (__u32 i = 0; i < claim_tries && i < tries; i++) {
 		if (!claim_number(work, number))
 			return 0;
 		number = (total > claim_whole ? bpf_get_prandom_u32() : number + 1) % total;
@@ -151,10 +150,10 @@ __noinline int claim_run(struct translation *work, __u32 number, __u32 total)
 }
 
 /* A small range is tried whole, beginning anywhere. */
-ALWAYS_INLINE int claim_some(struct translation *work, __u32 first, __u32 total)
+ALWAYS_INLINE int claim_some(__u32 first, __u32 total)
 {
 	for (__u32 tried = 0; tried < claim_whole; tried += claim_tries)
-		if (!claim_run(work, (first + tried) % total, total))
+		if (!claim_run((first + tried) % total, total, claim_tries))
 			return 0;
 		else if (total > claim_whole || tried + claim_tries >= total)
 			break;
@@ -162,12 +161,9 @@ ALWAYS_INLINE int claim_some(struct translation *work, __u32 first, __u32 total)
 }
 
 /* A port for a FULL-NAT flow. Without a list of SNAT addresses the VIP's own address is the source. */
-__noinline int claim_port(struct translation *work, const struct packet *packet, const struct vip *vip,
-				 const struct settings *settings)
+ALWAYS_INLINE int claim_port(struct translation *work, const struct packet *packet, const struct vip *vip,
+			     const struct settings *settings)
 {
-	if (!work || !packet || !vip || !settings)
-		return -1;
-
 	__u32 count = vip->snat_count, first, total;
 
 	work->list = vip->snat_first;
@@ -184,14 +180,14 @@ __noinline int claim_port(struct translation *work, const struct packet *packet,
 	first = (__u32)packet->hash % total;
 	if (!packet->opens) { /* its other half may be all that is left of it: where it tried first */
 		work->takes_own = work->own_only = 1;
-		if (!claim_number(work, first))
+		if (!claim_run(first, total, 1))
 			return 0;
 		if (packet->tuple.proto == IPPROTO_TCP)
 			return -1;
 		work->takes_own = work->own_only = 0;
 	}
-	if (!claim_some(work, first, total))
+	if (!claim_some(first, total))
 		return 0;
 	work->impatient = 1;
-	return claim_some(work, first, total);
+	return claim_some(first, total);
 }

@@ -70,7 +70,7 @@ ALWAYS_INLINE void reverse_tuple(struct tuple *to, const struct tuple *from)
 /* The flow's other entry goes where its tuple had one before, as a pin does. */
 ALWAYS_INLINE void insert_forward(const struct packet *packet, struct translation *work, bool promoted)
 {
-	const struct tuple *tuple = &packet->tuple;
+	const struct tuple *tuple = &work->key;
 
 	work->flow.direction = flow_to_backend;
 	work->flow.far = work->reply.dst;
@@ -118,7 +118,7 @@ __noinline __u32 open_flow(struct xdp_md *ctx, struct packet *packet, const stru
 		work->reply.dst = packet->tuple.src;
 		work->reply.dport = packet->tuple.sport;
 		work->takes_own = 1;
-		if (claim(work)) {
+		if (claim()) {
 			packet->refused = nat_clash;
 			return 0;
 		}
@@ -180,7 +180,7 @@ ALWAYS_INLINE int mend_twin(struct translation *work, bool promoted)
 {
 	if (work->flow.direction == flow_to_client) {
 		work->takes_own = work->own_only = work->impatient = 0;
-		if (claim(work))
+		if (claim())
 			return -1;
 		if (promoted)
 			promote_flow(&work->reply, &work->flow);
@@ -192,8 +192,9 @@ ALWAYS_INLINE int mend_twin(struct translation *work, bool promoted)
 }
 
 /* Tells the twin what this entry knows. Returns 0, or -1 if its tuple is another flow's by now. */
-__noinline int touch_twin(const struct packet *packet, struct flow *flow, struct translation *work, bool promoted)
+__noinline int touch_twin(const struct packet *packet, struct flow *flow, bool promoted)
 {
+	struct translation *work = translation();
 	struct pin twin;
 	__u64 stamp;
 
@@ -275,13 +276,13 @@ __noinline __u32 follow_flow(struct xdp_md *ctx, struct packet *packet, struct f
 		due = true;
 	}
 	promotes = !promoted && had & flow_answered && !packet->opens && !packet->resets;
-	if ((due || promotes) && touch_twin(packet, flow, work, promoted || promotes) && flow->id == id) {
-		delete_lost(&packet->tuple, id);
+	if ((due || promotes) && touch_twin(packet, flow, promoted || promotes) && flow->id == id) {
+		delete_lost(&work->key, id);
 		packet->refused = twin_lost;
 		return 0;
 	}
 	if (promotes)
-		promote_forward(&packet->tuple, flow, id, work);
+		promote_forward(&work->key, flow, id, work);
 	return backend;
 }
 
@@ -329,13 +330,15 @@ __noinline __u32 follow_reply(struct packet *packet, struct hop *hop, const stru
 		return 0;
 
 	struct translation *work = translation();
-	struct pin pin = find_pin(&packet->tuple);
 	__u64 time = now(settings), states, had, word;
 	struct flow *flow;
+	struct pin pin;
 	__u32 backend;
 
 	if (!work)
 		return 0;
+	work->key = packet->tuple;
+	pin = find_pin(&work->key);
 	flow = set_reply(packet, &pin, work, time, settings);
 	if (!flow)
 		return 0;
@@ -353,7 +356,7 @@ __noinline __u32 follow_reply(struct packet *packet, struct hop *hop, const stru
 	had = touch_flow(flow, time, states);
 	count_change(backend, had, had | states);
 	if (((had | states) != had || twin_is_due(flow, time, settings)) &&
-	    touch_twin(packet, flow, work, false)) {
+	    touch_twin(packet, flow, false)) {
 		packet->refused = twin_lost;
 		return 0;
 	}

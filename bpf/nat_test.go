@@ -209,7 +209,7 @@ func TestSYNOnClosedTuple(t *testing.T) {
 			s.wait(testHz + 1)
 			again := s.establish(name+", once more", s.base().numbered(port))
 			again.expect("once more", spoken|answered, false)
-			if again.id() == before {
+			if s.fullNAT() && again.id() == before { // in NAT the entries are the same, as the tuples are
 				t.Errorf("%s: the new connection is the old one", d.name)
 			}
 			again.forth("data", again.client)

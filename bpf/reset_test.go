@@ -66,6 +66,7 @@ func refusing(t *testing.T) (all []*service) {
 
 var refusedFlags = []layers.TCP{
 	{ACK: true}, {ACK: true, PSH: true}, {ACK: true, FIN: true}, {ACK: true, SYN: true}, {FIN: true}, {}, {PSH: true, URG: true},
+	{FIN: true, Options: []layers.TCPOption{{OptionType: 2, OptionLength: 4, OptionData: []byte{5, 180}}}},
 }
 
 // A TCP packet of no flow gets a RST, where flows cannot be adopted.

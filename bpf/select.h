@@ -39,10 +39,15 @@ __noinline __u32 read_moving(struct packet *packet, const struct vip *vip, const
 	if (!packet || !vip || !slot || !settings)
 		return 0;
 
-	struct flow *flow = find_pin(&packet->tuple).flow;
+	struct translation *work = translation();
 	struct backend *backend;
+	struct flow *flow;
 	__u32 id;
 
+	if (!work)
+		return 0;
+	work->key = packet->tuple;
+	flow = find_pin(&work->key).flow;
 	if (flow && backend_up(flow->backend)) {
 		if (!flow->id)
 			return flow->backend;
@@ -59,8 +64,8 @@ __noinline __u32 read_moving(struct packet *packet, const struct vip *vip, const
 }
 
 /* The pin goes on to its backend, if that is up and the pin alive; else 0. */
-ALWAYS_INLINE __u32 follow_pin(struct xdp_md *ctx, struct packet *packet, const struct pin *pin, __u64 time,
-			       const struct settings *settings)
+ALWAYS_INLINE __u32 follow_pin(struct xdp_md *ctx, struct packet *packet, const struct tuple *tuple,
+			       const struct pin *pin, __u64 time, const struct settings *settings)
 {
 	__u64 had, states = packet->opens ? 0 : flow_spoken | (packet->closes ? flow_closing : 0);
 	__u32 backend = pin->flow->backend;
@@ -74,7 +79,7 @@ ALWAYS_INLINE __u32 follow_pin(struct xdp_md *ctx, struct packet *packet, const 
 	had = touch_flow(pin->flow, time, states);
 	count_change(backend, had, had | states);
 	if (!packet->opens && !pin->promoted)
-		promote_flow(&packet->tuple, pin->flow);
+		promote_flow(tuple, pin->flow);
 	return backend;
 }
 
@@ -85,14 +90,20 @@ __noinline __u32 select_moving(struct xdp_md *ctx, struct packet *packet, const 
 	if (!packet || !vip || !slot || !settings)
 		return 0;
 
-	const struct tuple *tuple = &packet->tuple;
+	struct translation *work = translation();
 	__u64 time = now(settings), states = packet->opens ? 0 : flow_spoken | (packet->closes ? flow_closing : 0);
-	struct pin pin = find_pin(tuple);
+	const struct tuple *tuple;
 	struct backend *backend;
+	struct pin pin;
 	__u32 id;
 
+	if (!work)
+		return 0;
+	work->key = packet->tuple;
+	tuple = &work->key;
+	pin = find_pin(tuple);
 	if (pin.flow) {
-		id = follow_pin(ctx, packet, &pin, time, settings);
+		id = follow_pin(ctx, packet, tuple, &pin, time, settings);
 		if (id || packet->refused)
 			return id;
 	}

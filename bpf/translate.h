@@ -163,7 +163,7 @@ ALWAYS_INLINE __u64 translate_quoted(void *header, const struct transport *trans
 ALWAYS_INLINE int translate_error(struct xdp_md *ctx, const struct packet *packet, const struct tuple *to,
 				  const bool ipv6)
 {
-	bool hidden = to->sport != packet->tuple.sport || !same_address(&to->src, &packet->tuple.src);
+	bool hidden = !same_address(&to->src, &packet->tuple.src);
 	struct packet quoted = quoted_by(packet);
 	void *header, *quoted_header;
 	struct icmp_message *icmp;

@@ -202,6 +202,7 @@ struct server_key {
 
 /* What becomes of a packet in NAT and FULL-NAT, and what a flow's beginning writes: too much for the stack. */
 struct translation {
+	struct tuple key;   /* of the packet: before Linux 6.2 an argument of a function cannot be a map's key */
 	struct tuple to;    /* the packet as it leaves */
 	struct tuple reply; /* a flow as its backend sends it, or the key of a twin */
 	struct flow flow;   /* the entry to write */

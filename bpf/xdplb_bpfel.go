@@ -300,6 +300,7 @@ type XdplbSnatPool struct {
 
 type XdplbTranslation struct {
 	_         structs.HostLayout
+	Key       XdplbTuple
 	To        XdplbTuple
 	Reply     XdplbTuple
 	Flow      XdplbFlow
