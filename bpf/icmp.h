@@ -357,7 +357,7 @@ ALWAYS_INLINE enum reason tell_sender(struct xdp_md *ctx, struct packet *packet,
 }
 
 __noinline enum reason tell_ttl_exceeded(struct xdp_md *ctx, struct packet *packet,
-						const struct settings *settings)
+					 const struct settings *settings)
 {
 	if (!packet || !settings)
 		return ttl_exceeded;
@@ -369,7 +369,7 @@ __noinline enum reason tell_ttl_exceeded(struct xdp_md *ctx, struct packet *pack
 
 /* `mtu`: of the sender's IP packets, bytes. Without DF too: we do not fragment, and its sender can. */
 __noinline enum reason tell_too_big(struct xdp_md *ctx, struct packet *packet, const struct settings *settings,
-					   __u32 mtu)
+				    __u32 mtu)
 {
 	if (!packet || !settings)
 		return too_big;

@@ -95,7 +95,7 @@ ALWAYS_INLINE bool table_names(const struct vip *vip)
  * TCP without a SYN is adopted in NAT; FULL-NAT cannot know what source the backend knows.
  */
 __noinline __u32 open_flow(struct xdp_md *ctx, struct packet *packet, const struct vip *vip,
-				  const struct backend *backend, bool promoted)
+			   const struct backend *backend, bool promoted)
 {
 	if (!packet || !vip || !backend)
 		return 0;

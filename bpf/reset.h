@@ -77,7 +77,7 @@ ALWAYS_INLINE bool write_reset(struct xdp_md *ctx, const struct packet *packet, 
  * count: `reason`, or rate_limited.
  */
 __noinline enum reason tell_reset(struct xdp_md *ctx, struct packet *packet, const struct settings *settings,
-					 enum reason reason)
+				  enum reason reason)
 {
 	if (!packet || !settings)
 		return reason;

@@ -201,7 +201,7 @@ ALWAYS_INLINE __u32 choose_for_client(const struct packet *packet, const struct 
 
 /* The backend of a new flow; `slot` is the one that its hash picked. --affinity remembers it for the client's next. */
 __noinline __u32 choose_backend(const struct packet *packet, const struct vip *vip, const struct slot *slot,
-				       const struct settings *settings)
+				const struct settings *settings)
 {
 	if (!packet || !vip || !slot || !settings)
 		return 0;

@@ -34,7 +34,7 @@ ALWAYS_INLINE bool surely_new(const struct packet *packet, const struct vip *vip
 
 /* A later fragment or an ICMP error in a moving slot: reads pins, and writes none. */
 __noinline __u32 read_moving(struct packet *packet, const struct vip *vip, const struct slot *slot,
-				    const struct settings *settings)
+			     const struct settings *settings)
 {
 	if (!packet || !vip || !slot || !settings)
 		return 0;
@@ -85,7 +85,7 @@ ALWAYS_INLINE __u32 follow_pin(struct xdp_md *ctx, struct packet *packet, const 
 
 /* A packet of a moving slot: DESIGN.md, just-enough tracking. Returns a backend's id, or 0. */
 __noinline __u32 select_moving(struct xdp_md *ctx, struct packet *packet, const struct vip *vip,
-				      const struct slot *slot, const struct settings *settings)
+			       const struct slot *slot, const struct settings *settings)
 {
 	if (!packet || !vip || !slot || !settings)
 		return 0;
