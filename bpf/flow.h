@@ -97,9 +97,61 @@ ALWAYS_INLINE void remember_flow(const struct tuple *tuple, __u32 backend, __u64
 		bpf_map_update_elem(&half_open, tuple, &work->flow, BPF_ANY);
 }
 
-/* In this order, so that the flow is always in one of the two. */
-ALWAYS_INLINE void promote_flow(const struct tuple *tuple, const struct flow *flow)
+/*
+ * Of an entry that another CPU may be promoting: it reads the old entry after it wrote the new one, and here the new one
+ * is looked for after the old one was changed. So one of the two sees the other, and no state is lost.
+ */
+static __noinline __u64 touch_pin(const struct tuple *tuple, struct flow *flow, bool promoted, __u64 time,
+				  __u64 states)
 {
-	if (!bpf_map_update_elem(&flows, tuple, flow, BPF_ANY))
-		bpf_map_delete_elem(&half_open, tuple);
+	__u64 had = touch_flow(flow, time, states);
+	struct flow *moved;
+
+	if (promoted || (had | states) == had)
+		return had;
+	moved = bpf_map_lookup_elem(&flows, tuple);
+	if (moved && moved->id == flow->id)
+		touch_flow(moved, time, states);
+	return had;
+}
+
+/*
+ * In this order, so that the flow is always in one of the two. `from` is the entry in `half_open` that `flow` was made
+ * of: what happened to it meanwhile goes along.
+ */
+static __noinline int move_up(const struct tuple *tuple, const struct flow *flow, const struct flow *from)
+{
+	struct flow *promoted;
+	__u64 stamp;
+
+	if (bpf_map_update_elem(&flows, tuple, flow, BPF_ANY))
+		return -1;
+	stamp = from->stamp;
+	if (stamp != flow->stamp && from->id == flow->id) {
+		promoted = bpf_map_lookup_elem(&flows, tuple);
+		if (promoted)
+			touch_flow(promoted, stamp >> flow_stamp_shift, stamp & FLOW_STATES & ~flow_claimed);
+	}
+	return bpf_map_delete_elem(&half_open, tuple);
+}
+
+/*
+ * The entry may be another's by now, whose place in memory it has: LRU maps use them again at once. So what is moved
+ * is a copy that shows the flow's own backend and id.
+ */
+ALWAYS_INLINE void promote_flow(const struct tuple *tuple, const struct flow *flow, __u32 backend, __u64 id)
+{
+	struct translation *work = translation();
+
+	if (!work)
+		return;
+	work->flow = *flow;
+	if (work->flow.backend == backend && work->flow.id == id && work->flow.direction == flow_to_backend)
+		move_up(tuple, &work->flow, flow);
+}
+
+/* What a client's packet shows of its flow. */
+ALWAYS_INLINE __u64 pin_states(const struct packet *packet)
+{
+	return packet->opens ? 0 : flow_spoken | (packet->closes ? flow_closing : 0);
 }

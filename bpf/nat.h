@@ -183,7 +183,7 @@ ALWAYS_INLINE int mend_twin(struct translation *work, bool promoted)
 		if (claim())
 			return -1;
 		if (promoted)
-			promote_flow(&work->reply, &work->flow);
+			move_up(&work->reply, &work->flow, &work->flow);
 		return 0;
 	}
 	if (promoted)
@@ -209,13 +209,13 @@ __noinline int touch_twin(const struct packet *packet, struct flow *flow, bool p
 		return mend_twin(work, promoted);
 	if (twin.flow->id != work->flow.id)
 		return -1;
-	touch_flow(twin.flow, stamp >> flow_stamp_shift, stamp & FLOW_STATES);
+	touch_pin(&work->reply, twin.flow, twin.promoted, stamp >> flow_stamp_shift, stamp & FLOW_STATES);
 	if (*hop_word(twin.flow) != *hop_word(&work->flow) || twin.flow->interface != work->flow.interface) {
 		*hop_word(twin.flow) = *hop_word(&work->flow);
 		twin.flow->interface = work->flow.interface;
 	}
-	if (promoted && !twin.promoted && !bpf_map_update_elem(&flows, &work->reply, &work->flow, BPF_NOEXIST))
-		bpf_map_delete_elem(&half_open, &work->reply);
+	if (promoted && !twin.promoted)
+		move_up(&work->reply, &work->flow, twin.flow);
 	return 0;
 }
 
@@ -230,15 +230,6 @@ ALWAYS_INLINE void delete_lost(const struct tuple *tuple, __u64 id)
 		bpf_map_delete_elem(&flows, tuple);
 	else
 		bpf_map_delete_elem(&half_open, tuple);
-}
-
-/* The entry may be another's by now, whose place in memory it has: LRU maps use them again at once. */
-ALWAYS_INLINE void promote_forward(const struct tuple *tuple, const struct flow *flow, __u64 id,
-				   struct translation *work)
-{
-	work->flow = *flow;
-	if (work->flow.id == id && work->flow.direction == flow_to_backend)
-		promote_flow(tuple, &work->flow);
 }
 
 ALWAYS_INLINE bool twin_is_due(const struct flow *flow, __u64 time, const struct settings *settings)
@@ -265,16 +256,17 @@ __noinline __u32 follow_flow(struct xdp_md *ctx, struct packet *packet, struct f
 		return 0;
 	if (packet->opens && flow->stamp & (flow_closing | flow_finished | flow_reset))
 		return 0; /* a new connection from the same port */
-	states = client_states(packet);
-	had = touch_flow(flow, time, states);
-	count_change(backend, had, had | states);
 	hop = last_hop(ctx, packet);
-	due = (had | states) != had || twin_is_due(flow, time, settings);
-	if (hop != *hop_word(flow) || flow->interface != this_interface) {
+	due = hop != *hop_word(flow) || flow->interface != this_interface;
+	if (due) {
 		*hop_word(flow) = hop;
 		flow->interface = this_interface;
-		due = true;
 	}
+	due |= twin_is_due(flow, time, settings);
+	states = client_states(packet);
+	had = touch_pin(&work->key, flow, promoted, time, states);
+	count_change(backend, had, had | states);
+	due |= (had | states) != had;
 	promotes = !promoted && had & flow_answered && !packet->opens && !packet->resets;
 	if ((due || promotes) && touch_twin(packet, flow, promoted || promotes) && flow->id == id) {
 		delete_lost(&work->key, id);
@@ -282,7 +274,7 @@ __noinline __u32 follow_flow(struct xdp_md *ctx, struct packet *packet, struct f
 		return 0;
 	}
 	if (promotes)
-		promote_forward(&work->key, flow, id, work);
+		promote_flow(&work->key, flow, backend, id);
 	return backend;
 }
 
@@ -353,7 +345,7 @@ __noinline __u32 follow_reply(struct packet *packet, struct hop *hop, const stru
 	if (reads_only(packet))
 		return backend;
 	states = backend_states(packet, flow->stamp);
-	had = touch_flow(flow, time, states);
+	had = touch_pin(&work->key, flow, pin.promoted, time, states);
 	count_change(backend, had, had | states);
 	if (((had | states) != had || twin_is_due(flow, time, settings)) &&
 	    touch_twin(packet, flow, false)) {

@@ -67,7 +67,7 @@ __noinline __u32 read_moving(struct packet *packet, const struct vip *vip, const
 ALWAYS_INLINE __u32 follow_pin(struct xdp_md *ctx, struct packet *packet, const struct tuple *tuple,
 			       const struct pin *pin, __u64 time, const struct settings *settings)
 {
-	__u64 had, states = packet->opens ? 0 : flow_spoken | (packet->closes ? flow_closing : 0);
+	__u64 had, states = pin_states(packet);
 	__u32 backend = pin->flow->backend;
 
 	if (!backend_up(backend))
@@ -76,10 +76,10 @@ ALWAYS_INLINE __u32 follow_pin(struct xdp_md *ctx, struct packet *packet, const 
 		return follow_flow(ctx, packet, pin->flow, pin->promoted);
 	if (packet->opens && (!flow_live(pin->flow, settings) || pin->flow->stamp & flow_closing))
 		return 0;
-	had = touch_flow(pin->flow, time, states);
+	had = touch_pin(tuple, pin->flow, pin->promoted, time, states);
 	count_change(backend, had, had | states);
 	if (!packet->opens && !pin->promoted)
-		promote_flow(tuple, pin->flow);
+		promote_flow(tuple, pin->flow, backend, 0);
 	return backend;
 }
 
@@ -91,7 +91,7 @@ __noinline __u32 select_moving(struct xdp_md *ctx, struct packet *packet, const 
 		return 0;
 
 	struct translation *work = translation();
-	__u64 time = now(settings), states = packet->opens ? 0 : flow_spoken | (packet->closes ? flow_closing : 0);
+	__u64 time = now(settings), states = pin_states(packet);
 	const struct tuple *tuple;
 	struct backend *backend;
 	struct pin pin;

@@ -268,7 +268,7 @@ enum reason {
 	no_headroom,      /* the driver left no room for the outer header */
 	snat_exhausted,   /* FULL-NAT: every port toward this backend is in use */
 	nat_clash,        /* NAT: this client's port talks to this backend through another VIP */
-	flow_unknown,     /* a TCP packet of no flow, which FULL-NAT cannot adopt; the client got a RST */
+	flow_unknown,     /* NAT, FULL-NAT: of no flow, and cannot begin one; who sent TCP got a RST */
 	twin_lost,        /* the flow's other direction is another flow's by now */
 	redirect_failed,  /* counted after the fact, and taken off those forwarded */
 	tx_failed,        /* likewise */
