@@ -10,6 +10,8 @@
 enum {
 	closed_seconds = 10,    /* that a closed flow stays, as IPVS keeps it */
 	time_wait_seconds = 60, /* that a backend which closed first holds the tuple (TCP_TIMEWAIT_LEN, include/net/tcp.h) */
+	lag_seconds = 4,        /* that a twin may be behind at most, */
+	lag_part = 16,          /* and this part of what it lives */
 	reuse_seconds = 1,      /* until a tuple may be claimed that no one holds */
 	patience_seconds = 3,   /* that a handshake keeps its port when there is no other */
 	claim_tries = 32,       /* ports at a time, and of a large range in all */
@@ -52,6 +54,18 @@ ALWAYS_INLINE bool flow_alive(const struct flow *flow, __u8 proto, __u64 time, c
 	return !older_than(stamp, time, flow_lifetime(stamp, proto, settings));
 }
 
+/*
+ * Jiffies that a flow's other entry may not have heard of it: so often it is touched. A second would make every packet of
+ * a million flows touch two entries.
+ */
+ALWAYS_INLINE __u64 twin_lag(__u64 lifetime, const struct settings *settings)
+{
+	__u64 most = lag_seconds * settings->hz;
+
+	lifetime /= lag_part;
+	return lifetime < most ? lifetime : most;
+}
+
 /* Whether a reply's entry is of the flow that is being opened: its other half was lost, or is closing. */
 ALWAYS_INLINE bool same_flow(const struct flow *a, const struct flow *b)
 {
@@ -69,8 +83,8 @@ ALWAYS_INLINE int take_over(void *map, struct flow *flow, struct translation *wo
 	__u64 stamp = flow->stamp, time = now(settings), id = flow->id, limit;
 	bool own = work->takes_own && same_flow(flow, &work->flow);
 
-	/* A second more than it lives: so much later its twin may have been touched. */
-	limit = flow_lifetime(stamp, work->reply.proto, settings) + settings->hz;
+	limit = flow_lifetime(stamp, work->reply.proto, settings);
+	limit += twin_lag(limit, settings); /* so much later its twin may have been touched */
 	if (flow_closed(stamp) && (stamp & flow_reset || !(stamp & flow_backend_first)))
 		limit = reuse_seconds * settings->hz;
 	if (half && work->impatient && limit > patience_seconds * settings->hz)

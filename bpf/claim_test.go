@@ -219,10 +219,10 @@ func (e twin) reply(b *maps.Backend) bpf.XdplbTuple {
 	return bpf.XdplbTuple{Src: b.Address, Dst: e.flow.Far, Sport: b.Port, Dport: e.flow.FarPort, Proto: e.key.Proto}
 }
 
-// holds reports whether nobody else may have the flow's reply tuple: by the times after which a port is free, less a
-// second, within which the twin may be older.
+// holds reports whether nobody else may have the flow's reply tuple: by the times after which a port is free, less what
+// the twin may be older.
 func (r *race) holds(e twin) bool {
-	second := uint64(testHz)
+	second, lag := uint64(testHz), uint64(twinLag)
 	age := r.settings.Clock - e.flow.Stamp>>uint64(bpf.XdplbFlowStampFlowStampShift)
 	has := func(state bpf.XdplbFlowState) bool { return e.flow.Stamp&uint64(state) != 0 }
 	client, server := has(bpf.XdplbFlowStateFlowClosing), has(bpf.XdplbFlowStateFlowFinished)
@@ -230,17 +230,17 @@ func (r *race) holds(e twin) bool {
 	case has(bpf.XdplbFlowStateFlowReset):
 		return false
 	case client && server && has(bpf.XdplbFlowStateFlowBackendFirst):
-		return age < 59*second
+		return age < 60*second-lag
 	case client && server:
 		return false
 	case e.halfOpen:
 		return age < 2*second
 	case !has(bpf.XdplbFlowStateFlowSpoken):
-		return age < r.settings.HalfOpen-second
+		return age < r.settings.HalfOpen-lag
 	case client || server:
-		return age < r.settings.Closing-second
+		return age < r.settings.Closing-lag
 	}
-	return age < r.settings.TcpIdle-second
+	return age < r.settings.TcpIdle-lag
 }
 
 // check reads both maps.

@@ -101,18 +101,22 @@ ALWAYS_INLINE void remember_flow(const struct tuple *tuple, __u32 backend, __u64
  * Of an entry that another CPU may be promoting: it reads the old entry after it wrote the new one, and here the new one
  * is looked for after the old one was changed. So one of the two sees the other, and no state is lost.
  */
-static __noinline __u64 touch_pin(const struct tuple *tuple, struct flow *flow, bool promoted, __u64 time,
-				  __u64 states)
+static __noinline __u64 touch_half_open(const struct tuple *tuple, struct flow *flow, __u64 time, __u64 states)
 {
 	__u64 had = touch_flow(flow, time, states);
 	struct flow *moved;
 
-	if (promoted || (had | states) == had)
+	if ((had | states) == had)
 		return had;
 	moved = bpf_map_lookup_elem(&flows, tuple);
 	if (moved && moved->id == flow->id)
 		touch_flow(moved, time, states);
 	return had;
+}
+
+ALWAYS_INLINE __u64 touch_pin(const struct tuple *tuple, const struct pin *pin, __u64 time, __u64 states)
+{
+	return pin->promoted ? touch_flow(pin->flow, time, states) : touch_half_open(tuple, pin->flow, time, states);
 }
 
 /*

@@ -142,7 +142,8 @@ ALWAYS_INLINE bool set_forward(struct packet *packet, const struct flow *flow, s
 {
 	struct backend *backend = find_backend(flow->backend);
 
-	if (!backend || flow->direction != flow_to_backend || !flow_alive(flow, packet->tuple.proto, time, settings))
+	if (!serves(backend) || flow->direction != flow_to_backend ||
+	    !flow_alive(flow, packet->tuple.proto, time, settings))
 		return false;
 	work->to.src = flow->far;
 	work->to.dst = backend->address;
@@ -209,7 +210,7 @@ __noinline int touch_twin(const struct packet *packet, struct flow *flow, bool p
 		return mend_twin(work, promoted);
 	if (twin.flow->id != work->flow.id)
 		return -1;
-	touch_pin(&work->reply, twin.flow, twin.promoted, stamp >> flow_stamp_shift, stamp & FLOW_STATES);
+	touch_pin(&work->reply, &twin, stamp >> flow_stamp_shift, stamp & FLOW_STATES);
 	if (*hop_word(twin.flow) != *hop_word(&work->flow) || twin.flow->interface != work->flow.interface) {
 		*hop_word(twin.flow) = *hop_word(&work->flow);
 		twin.flow->interface = work->flow.interface;
@@ -232,26 +233,20 @@ ALWAYS_INLINE void delete_lost(const struct tuple *tuple, __u64 id)
 		bpf_map_delete_elem(&half_open, tuple);
 }
 
-ALWAYS_INLINE bool twin_is_due(const struct flow *flow, __u64 time, const struct settings *settings)
+ALWAYS_INLINE bool twin_is_due(const struct flow *flow, __u8 proto, __u64 time, const struct settings *settings)
 {
-	return (__u32)time - flow->touched >= settings->hz;
+	return (__u32)time - flow->touched >= twin_lag(flow_lifetime(flow->stamp, proto, settings), settings);
 }
 
 /* A packet of the client. Returns the backend's id; 0 if the flow is dead, and where packet->refused is set, lost. */
-__noinline __u32 follow_flow(struct xdp_md *ctx, struct packet *packet, struct flow *flow, bool promoted)
+ALWAYS_INLINE __u32 follow_flow(struct xdp_md *ctx, struct packet *packet, const struct pin *pin,
+				struct translation *work, __u64 time, const struct settings *settings)
 {
-	if (!packet || !flow)
-		return 0;
-
-	struct settings *settings = get_settings();
-	struct translation *work = translation();
-	__u64 time, states, had, hop, id = flow->id;
+	struct flow *flow = pin->flow;
+	__u64 states, had, hop, id = flow->id;
 	__u32 backend = flow->backend;
 	bool due, promotes;
 
-	if (!settings || !work)
-		return 0;
-	time = now(settings);
 	if (!set_forward(packet, flow, work, time, settings))
 		return 0;
 	if (packet->opens && flow->stamp & (flow_closing | flow_finished | flow_reset))
@@ -262,13 +257,13 @@ __noinline __u32 follow_flow(struct xdp_md *ctx, struct packet *packet, struct f
 		*hop_word(flow) = hop;
 		flow->interface = this_interface;
 	}
-	due |= twin_is_due(flow, time, settings);
+	due |= twin_is_due(flow, packet->tuple.proto, time, settings);
 	states = client_states(packet);
-	had = touch_pin(&work->key, flow, promoted, time, states);
+	had = touch_pin(&work->key, pin, time, states);
 	count_change(backend, had, had | states);
 	due |= (had | states) != had;
-	promotes = !promoted && had & flow_answered && !packet->opens && !packet->resets;
-	if ((due || promotes) && touch_twin(packet, flow, promoted || promotes) && flow->id == id) {
+	promotes = !pin->promoted && had & flow_answered && !packet->opens && !packet->resets;
+	if ((due || promotes) && touch_twin(packet, flow, pin->promoted || promotes) && flow->id == id) {
 		delete_lost(&work->key, id);
 		packet->refused = twin_lost;
 		return 0;
@@ -276,6 +271,18 @@ __noinline __u32 follow_flow(struct xdp_md *ctx, struct packet *packet, struct f
 	if (promotes)
 		promote_flow(&work->key, flow, backend, id);
 	return backend;
+}
+
+/* The same as a function, so that the verifier sees it once: for what is no hot path. */
+__noinline __u32 follow_slowly(struct xdp_md *ctx, struct packet *packet, struct flow *flow, bool promoted)
+{
+	struct settings *settings = get_settings();
+	struct translation *work = translation();
+	struct pin pin = { .flow = flow, .promoted = promoted };
+
+	if (!packet || !flow || !work || !settings)
+		return 0;
+	return follow_flow(ctx, packet, &pin, work, now(settings), settings);
 }
 
 /* Where a frame goes. */
@@ -316,11 +323,8 @@ ALWAYS_INLINE __u64 backend_states(const struct packet *packet, __u64 had)
  * is none, or where packet->refused is set, is lost. An entry whose client has begun anew stays: the backend may
  * still hold its tuple.
  */
-__noinline __u32 follow_reply(struct packet *packet, struct hop *hop, const struct settings *settings)
+ALWAYS_INLINE __u32 follow_reply(struct packet *packet, struct hop *hop, const struct settings *settings)
 {
-	if (!packet || !hop || !settings)
-		return 0;
-
 	struct translation *work = translation();
 	__u64 time = now(settings), states, had, word;
 	struct flow *flow;
@@ -345,9 +349,9 @@ __noinline __u32 follow_reply(struct packet *packet, struct hop *hop, const stru
 	if (reads_only(packet))
 		return backend;
 	states = backend_states(packet, flow->stamp);
-	had = touch_pin(&work->key, flow, pin.promoted, time, states);
+	had = touch_pin(&work->key, &pin, time, states);
 	count_change(backend, had, had | states);
-	if (((had | states) != had || twin_is_due(flow, time, settings)) &&
+	if (((had | states) != had || twin_is_due(flow, packet->tuple.proto, time, settings)) &&
 	    touch_twin(packet, flow, false)) {
 		packet->refused = twin_lost;
 		return 0;

@@ -104,8 +104,8 @@ func (w *world) roundTrip(frame []byte) string {
 		return names[got.reason]
 	}
 	back := w.send(reply)
-	if back.reason == bpf.XdplbReasonPassed { // its entry was evicted: the other one mends it within a second
-		w.wait(testHz + 1)
+	if back.reason == bpf.XdplbReasonPassed { // its entry was evicted: the other one mends it soon
+		w.wait(twinLag)
 		w.send(frame)
 		back = w.send(reply)
 	}

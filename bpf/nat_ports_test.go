@@ -66,13 +66,13 @@ func TestPortReuse(t *testing.T) {
 	both := []func(*dialogue){says(true, fin), says(false, fin), says(true, ack)}
 	for name, c := range map[string]struct {
 		steps   []func(*dialogue)
-		seconds uint64
+		jiffies uint64
 	}{
-		"closed by the client first": {both, 1},
-		"reset by the client":        {[]func(*dialogue){says(true, rst)}, 1},
-		"reset by the backend":       {[]func(*dialogue){says(false, layers.TCP{RST: true, ACK: true})}, 1},
-		// A second more than TIME_WAIT: the other entry may have been touched so much later.
-		"closed by the backend first": {[]func(*dialogue){says(false, fin), says(true, fin)}, 61},
+		"closed by the client first": {both, 100},
+		"reset by the client":        {[]func(*dialogue){says(true, rst)}, 100},
+		"reset by the backend":       {[]func(*dialogue){says(false, layers.TCP{RST: true, ACK: true})}, 100},
+		// A sixteenth more than TIME_WAIT: the other entry may have been touched so much later.
+		"closed by the backend first": {[]func(*dialogue){says(false, fin), says(true, fin)}, 6375},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := translating(t)
@@ -83,7 +83,7 @@ func TestPortReuse(t *testing.T) {
 				for _, step := range c.steps {
 					step(d)
 				}
-				w.wait(c.seconds*testHz - 1)
+				w.wait(c.jiffies - 1)
 				s.refuses("a moment too early", 2)
 				w.wait(2)
 				again := s.establish(name+", then of another client", s.base().numbered(2))

@@ -39,7 +39,7 @@ func TestTwinIsMended(t *testing.T) {
 				forth, back := d.keys()
 				key := map[string]bpf.XdplbTuple{"forth": forth, "back": back}[lost]
 				s.remove(key)
-				s.wait(testHz + 1)  // the twin is touched once a second
+				s.wait(twinLag)
 				if lost == "back" { // the entry that is left is the client's; its packets mend the other
 					d.forth("the client's next packet", d.segment(map[bool]layers.TCP{false: ack, true: syn}[half]))
 				} else {
@@ -66,7 +66,7 @@ func TestTwinIsMissed(t *testing.T) {
 		_, back := d.keys()
 		s.remove(back)
 		s.passes(d.name+": a reply whose entry is gone", d.reply(d.segment(ack)).bytes(t))
-		s.wait(testHz + 1)
+		s.wait(twinLag)
 		d.forth("the client", d.segment(ack))
 		d.back("a reply once it is mended", d.reply(d.segment(ack)))
 	})
@@ -83,7 +83,7 @@ func TestTwinIsLost(t *testing.T) {
 			must(t, s.XdplbMaps.Flows.Lookup(other, &flow))
 			flow.Id++
 			must(t, s.XdplbMaps.Flows.Put(other, flow))
-			s.wait(testHz + 1)
+			s.wait(twinLag)
 			p := d.segment(ack)
 			if !client {
 				p = d.reply(p)

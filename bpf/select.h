@@ -63,24 +63,45 @@ __noinline __u32 read_moving(struct packet *packet, const struct vip *vip, const
 	return 0;
 }
 
-/* The pin goes on to its backend, if that is up and the pin alive; else 0. */
-ALWAYS_INLINE __u32 follow_pin(struct xdp_md *ctx, struct packet *packet, const struct tuple *tuple,
-			       const struct pin *pin, __u64 time, const struct settings *settings)
+/* Of DR and TUN: the pin goes on to its backend, if that is up and the pin alive; else 0. */
+ALWAYS_INLINE __u32 follow_pin(const struct packet *packet, const struct tuple *tuple, const struct pin *pin,
+			       __u64 time, const struct settings *settings)
 {
 	__u64 had, states = pin_states(packet);
 	__u32 backend = pin->flow->backend;
 
 	if (!backend_up(backend))
 		return 0;
-	if (pin->flow->id)
-		return follow_flow(ctx, packet, pin->flow, pin->promoted);
 	if (packet->opens && (!flow_live(pin->flow, settings) || pin->flow->stamp & flow_closing))
 		return 0;
-	had = touch_pin(tuple, pin->flow, pin->promoted, time, states);
+	had = touch_pin(tuple, pin, time, states);
 	count_change(backend, had, had | states);
 	if (!packet->opens && !pin->promoted)
 		promote_flow(tuple, pin->flow, backend, 0);
 	return backend;
+}
+
+/*
+ * In a VIP that pins every flow one that is in `flows` needs no slot. Returns the backend's id; 0: it is not there, is
+ * dead, or packet->refused says why it goes no further.
+ */
+__noinline __u32 follow_promoted(struct xdp_md *ctx, struct packet *packet, const struct settings *settings)
+{
+	if (!packet || !settings)
+		return 0;
+
+	struct translation *work = translation();
+	struct pin pin = { .promoted = true };
+
+	if (!work)
+		return 0;
+	work->key = packet->tuple;
+	pin.flow = bpf_map_lookup_elem(&flows, &work->key);
+	if (!pin.flow)
+		return 0;
+	if (pin.flow->id)
+		return follow_flow(ctx, packet, &pin, work, now(settings), settings);
+	return follow_pin(packet, &work->key, &pin, now(settings), settings);
 }
 
 /* A packet of a moving slot: DESIGN.md, just-enough tracking. Returns a backend's id, or 0. */
@@ -103,7 +124,8 @@ __noinline __u32 select_moving(struct xdp_md *ctx, struct packet *packet, const 
 	tuple = &work->key;
 	pin = find_pin(tuple);
 	if (pin.flow) {
-		id = follow_pin(ctx, packet, tuple, &pin, time, settings);
+		id = pin.flow->id ? follow_slowly(ctx, packet, pin.flow, pin.promoted) :
+				    follow_pin(packet, tuple, &pin, time, settings);
 		if (id || packet->refused)
 			return id;
 	}
@@ -131,9 +153,18 @@ ALWAYS_INLINE bool slot_moves(const struct vip *vip, const struct slot *slot)
 ALWAYS_INLINE struct backend *select_backend(struct xdp_md *ctx, struct packet *packet, const struct vip *vip,
 					     const struct settings *settings)
 {
+	struct backend *backend;
 	struct slot *slot;
 	__u32 id;
 
+	if (vip->flags & vip_pin_all && !reads_only(packet)) {
+		id = follow_promoted(ctx, packet, settings);
+		backend = find_backend(id);
+		if (backend && backend->mode == mode_tun) /* its outer header varies with the flow */
+			packet->hash = slot_hash(settings, &packet->tuple, &vip->function);
+		if (backend || packet->refused)
+			return backend;
+	}
 	packet->hash = slot_hash(settings, &packet->tuple, &vip->function);
 	slot = find_slot(vip, packet->hash);
 	if (!slot)

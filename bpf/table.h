@@ -73,11 +73,14 @@ ALWAYS_INLINE struct backend *find_backend(__u32 id)
 }
 
 /* Serves the flows it has. Draining and unresolved backends do. */
+ALWAYS_INLINE bool serves(const struct backend *backend)
+{
+	return backend && !(backend->flags & (backend_gone | backend_down));
+}
+
 ALWAYS_INLINE bool backend_up(__u32 id)
 {
-	struct backend *backend = find_backend(id);
-
-	return backend && !(backend->flags & (backend_gone | backend_down));
+	return serves(find_backend(id));
 }
 
 /* Port and protocol in one store, as the map reads them. */

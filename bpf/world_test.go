@@ -28,6 +28,7 @@ const (
 
 const (
 	testHz    = 100
+	twinLag   = 4*testHz + 1 // within which a flow's other entry is touched
 	testTable = maps.MinTableSize
 	linkMTU   = 1500
 )

@@ -133,6 +133,9 @@ func (w *world) measure(rep *report, name string, runs int, paths []*path) error
 	if *pathFilter != "" {
 		paths = slices.DeleteFunc(paths, func(p *path) bool { return !regexp.MustCompile(*pathFilter).MatchString(p.name) })
 	}
+	if len(paths) == 0 {
+		return nil
+	}
 	floor := &row{name: name + "/floor", unit: "ns/op"}
 	for _, p := range paths {
 		p.row = &row{name: name + "/" + p.name, unit: "ns/op", over: []float64{}, budget: p.budget}
