@@ -179,18 +179,20 @@ func TestTunnelSpread(t *testing.T) {
 	}
 }
 
-// A next hop on a VLAN sets the outermost tag or adds one; priority stays.
+// A next hop on a VLAN sets the outermost tag or adds one, and priority stays; one on none takes them off.
 func TestNextHopVLAN(t *testing.T) {
 	w := newWorld(t)
 	for _, pattern := range vipNames {
 		for i, way := range ways(pattern[0] == '[') {
-			s := w.vip(fmt.Sprintf(pattern, 10+i))
-			b := s.backend(way.backend, append(way.edits, func(b *maps.Backend) { b.Mac.Vlan = 0xabc })...)
-			s.settle()
-			for _, tags := range tagStacks {
-				p := s.base()
-				p.tags = tags
-				w.goes(fmt.Sprintf("%s, %s, %d tags to a VLAN", s.VIP, way.name, len(tags)), p, b)
+			for j, vlan := range []uint16{0xabc, untagged} {
+				s := w.vip(fmt.Sprintf(pattern, 10+10*j+i))
+				b := s.backend(way.backend, append(way.edits, func(b *maps.Backend) { b.Mac.Vlan = vlan })...)
+				s.settle()
+				for _, tags := range tagStacks {
+					p := s.base()
+					p.tags = tags
+					w.goes(fmt.Sprintf("%s, %s, %d tags to VLAN %#x", s.VIP, way.name, len(tags), vlan), p, b)
+				}
 			}
 		}
 	}

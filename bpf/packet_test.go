@@ -284,7 +284,9 @@ func (w *world) forwarded(p packet, b *maps.Backend) []byte {
 func (w *world) forwardedAs(p packet, b *maps.Backend, flow maps.Tuple) []byte {
 	w.Helper()
 	p.to, p.from = b.Mac.Mac[:], interfaceMAC(uint32(b.Link.Interface))
-	if vlan := b.Mac.Vlan; vlan != 0 {
+	if vlan := b.Mac.Vlan; vlan == untagged {
+		p.tags = nil
+	} else if vlan != 0 {
 		if len(p.tags) == 0 {
 			p.tags = []tag{{tpid: layers.EthernetTypeDot1Q}}
 		}

@@ -95,21 +95,25 @@ func TestLastHop(t *testing.T) {
 	})
 }
 
-// A backend on a VLAN.
+// A backend on a VLAN, and one on none.
 func TestTranslationToVLAN(t *testing.T) {
 	for _, mode := range translatingModes {
 		t.Run(mode.name, func(t *testing.T) {
 			w := translating(t)
 			for _, pattern := range vipNames {
-				s := w.translatedVIP(fmt.Sprintf(pattern, 10), mode.mode, func(b *maps.Backend) { b.Mac.Vlan = 0xabc })
-				for _, tags := range tagStacks[:2] {
-					p := s.base().numbered(3000 + len(tags))
-					p.tags = tags
-					d := s.establish(fmt.Sprintf("%d tags to a VLAN", len(tags)), p)
-					d.forth("data", p)
-					r := d.reply(p)
-					r.tags = []tag{{tpid: layers.EthernetTypeDot1Q, id: 0xabc}}
-					d.back("reply", r)
+				for i, vlan := range []uint16{0xabc, untagged} {
+					s := w.translatedVIP(fmt.Sprintf(pattern, 10+i), mode.mode, func(b *maps.Backend) { b.Mac.Vlan = vlan })
+					for _, tags := range tagStacks[:2] {
+						p := s.base().numbered(3000 + 10*i + len(tags))
+						p.tags = tags
+						d := s.establish(fmt.Sprintf("%d tags to VLAN %#x", len(tags), vlan), p)
+						d.forth("data", p)
+						r := d.reply(p)
+						if r.tags = nil; vlan != untagged {
+							r.tags = []tag{{tpid: layers.EthernetTypeDot1Q, id: vlan}}
+						}
+						d.back("reply", r)
+					}
 				}
 			}
 		})

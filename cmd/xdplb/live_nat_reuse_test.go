@@ -98,6 +98,15 @@ type reuseWorker struct {
 }
 
 func (w *reuseWorker) work() error {
+	// A signal, such as those by which Go schedules, would interrupt a call that has a timeout. This thread ends with the
+	// function.
+	var all unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^uint64(0)
+	}
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &all, nil); err != nil {
+		return err
+	}
 	for w.done < reuseConnections/reuseWorkers {
 		end := allEnds[w.rng.IntN(len(allEnds))]
 		err := w.once(end)

@@ -261,7 +261,8 @@ func askOnce(network, addr string, control func(string, string, syscall.RawConn)
 	return err
 }
 
-// answerOnce answers a datagram, and returns the error that the next read meets.
+// answerOnce answers a datagram, once more each second, and returns the error that a read meets then: the first answer
+// may have found its client there still.
 func answerOnce(addr string, control func(string, string, syscall.RawConn) error) error {
 	config := net.ListenConfig{Control: control}
 	conn, err := config.ListenPacket(context.Background(), "udp", addr)
@@ -274,11 +275,16 @@ func answerOnce(addr string, control func(string, string, syscall.RawConn) error
 	if err != nil {
 		die("ttl: nobody asked: %v", err)
 	}
-	if _, err := conn.WriteTo(buffer[:size], from); err != nil {
-		die("ttl: %v", err)
+	for end := time.Now().Add(patience); ; {
+		if _, err := conn.WriteTo(buffer[:size], from); err != nil {
+			die("ttl: %v", err)
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+		_, _, err = conn.ReadFrom(buffer)
+		if !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(end) {
+			return err
+		}
 	}
-	_, _, err = conn.ReadFrom(buffer)
-	return err
 }
 
 // printICMP prints the struct sock_extended_err and the address behind it (linux/errqueue.h).
