@@ -67,7 +67,7 @@ func (b *Balancer) putBatch(p *Plan, plans []*vipPlan, used map[uint32]bool, gro
 			next++
 		}
 		used[next] = true
-		changes[i] = b.newChange(v.want, next)
+		changes[i] = b.newWanted(v.want, next)
 	}
 	if err := maps.Parallel(len(plans), func(i int) (err error) { // reads the tables
 		if plans[i].is != nil {

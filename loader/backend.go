@@ -1,8 +1,8 @@
 package loader
 
 import (
-	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -72,8 +72,14 @@ func (b *Balancer) AddBackends(v maps.VIP, at []netip.AddrPort, o BackendOptions
 			if c.find(at[i]) != nil {
 				return fmt.Errorf("%s: exists; change it with xdplb backend set", at[i])
 			}
-			if err := cmp.Or(c.checkBackend(at[i]), c.checkMode(at[i], mode)); err != nil {
+			if err := checkUnicast(at[i].Addr()); err != nil {
+				return fmt.Errorf("%s: %w", at[i].Addr(), err)
+			}
+			if err := c.checkBackend(at[i]); err != nil {
 				return err
+			}
+			if m := c.misfitOf(at[i], mode); m != nil {
+				return c.suits(m, at)
 			}
 		}
 		hops, err := nextHops(Addresses(at))
@@ -84,7 +90,10 @@ func (b *Balancer) AddBackends(v maps.VIP, at []netip.AddrPort, o BackendOptions
 			if c.find(a) != nil {
 				return fmt.Errorf("%s: named twice", a)
 			}
-			record, err := c.hop(a.Addr(), mode, hops[a.Addr()])
+			record, err := c.hop(a, mode, hops[a.Addr()])
+			if m := (*Misuse)(nil); errors.As(err, &m) {
+				return c.suits(m, at)
+			}
 			if err != nil {
 				return err
 			}
@@ -154,22 +163,32 @@ func (c *change) replace(backend *maps.Backend, mode Mode) error {
 		return nil
 	}
 	if err := c.checkMode(backend.AddrPort(), mode); err != nil {
-		return err
+		return keeps(backend, err)
 	}
 	addr := backend.Addr()
 	hops, err := nextHops([]netip.Addr{addr})
 	if err != nil {
 		return err
 	}
-	hop, err := c.hop(addr, mode, hops[addr])
+	hop, err := c.hop(backend.AddrPort(), mode, hops[addr])
 	if err != nil {
-		return err
+		return keeps(backend, err)
 	}
 	next := backend.XdplbBackend
 	next.Mode, next.Mac, next.Link, next.Source = uint8(mode), hop.Mac, hop.Link, hop.Source
 	backend.SetFlag(bpf.XdplbBackendFlagBackendUnlisted, true)
 	c.dirty[backend.Id] = true
 	return c.add(next) // last: it may move c.backends
+}
+
+// keeps advises to leave a backend the mode that it has.
+func keeps(backend *maps.Backend, err error) error {
+	if m := (*Misuse)(nil); errors.As(err, &m) {
+		m.Use = Mode(backend.Mode)
+		m.Advice = fmt.Sprintf("let it keep mode %s", m.Use)
+		m.Command = fmt.Sprintf("xdplb backend set %s %s --mode %s", m.VIP, m.Backend, m.Use)
+	}
+	return err
 }
 
 // inheritMode gives the VIP's new mode to the backends that have none of their own.

@@ -108,8 +108,10 @@ func (b *Balancer) checkNamespace() error {
 
 func notAttached(dir string) error {
 	err := fmt.Errorf("%s: %w to any interface; begin with: xdplb attach IFACE", dir, maps.ErrNotAttached)
-	if checkBPFFS(dir) != nil {
-		err = fmt.Errorf("%w (no BPF file system at %s here; ip netns exec hides it: use nsenter --net=/run/netns/NAME)", err, filepath.Dir(dir))
+	if parent := filepath.Dir(dir); checkBPFFS(dir) != nil && parent != filepath.Dir(DefaultPins) {
+		err = fmt.Errorf("%s: %w to any interface, and no BPF file system at %s; let --pins name a directory in one, such as %s", dir, maps.ErrNotAttached, parent, DefaultPins)
+	} else if checkBPFFS(dir) != nil {
+		err = fmt.Errorf("%s: %w to any interface, and no BPF file system at %s; under ip netns exec, which hides it, use nsenter --net=/run/netns/NAME instead; else mount one: mount -t bpf bpf %[3]s", dir, maps.ErrNotAttached, filepath.Dir(dir))
 	}
 	return err
 }

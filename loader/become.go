@@ -9,17 +9,22 @@ import (
 )
 
 // newChange is a change to a VIP that is not stored as yet.
-func (b *Balancer) newChange(w *WantedVIP, id uint32) *change {
+func (b *Balancer) newChange(s maps.Service) *change {
+	return &change{
+		b: b, service: s, stored: s, slots: make([]maps.Slot, s.TableSize), function: s.InUse(), added: true,
+		fresh: make(map[uint32]bool), removed: make(map[uint32]bool), dirty: make(map[uint32]bool),
+	}
+}
+
+// newWanted is that of one that is wanted.
+func (b *Balancer) newWanted(w *WantedVIP, id uint32) *change {
 	s := maps.Service{VIP: w.VIP}
 	s.Id, s.TableSize, s.Mode = id, w.TableSize, uint8(w.Mode)
 	if s.TableSize == 0 {
 		s.TableSize = maps.DefaultTableSize
 	}
 	s.Function.SourcePrefix = 128
-	return &change{
-		b: b, service: s, stored: s, slots: make([]maps.Slot, s.TableSize), function: s.InUse(), added: true,
-		fresh: make(map[uint32]bool), removed: make(map[uint32]bool), dirty: make(map[uint32]bool),
-	}
+	return b.newChange(s)
 }
 
 // become edits the VIP to what is planned. groups are the numbers of the groups in
@@ -49,7 +54,22 @@ func (c *change) become(v *vipPlan, hops map[netip.Addr]Resolution, groups map[s
 		c.moveAll = false // there is nothing that could move
 	}
 	s.Mode = uint8(w.Mode)
+	if err := c.becomeHandover(w); err != nil {
+		return fmt.Errorf("%s: %w", w.VIP, err)
+	}
 	return c.becomeBackends(w, hops)
+}
+
+func (c *change) becomeHandover(w *WantedVIP) error {
+	switch {
+	case w.Handover == 0:
+		return nil
+	case c.added:
+		return c.takeOver(w.Handover)
+	case c.givesBack():
+		return c.takeAgain(w.Handover)
+	}
+	return nil
 }
 
 func freeNumber(groups map[string]uint32) uint32 {
@@ -70,7 +90,7 @@ func (c *change) becomeBackends(w *WantedVIP, hops map[netip.Addr]Resolution) er
 		wanted[w.Backends[i].At] = true
 	}
 	for i := range c.backends { // with the records that were replaced
-		if b := &c.backends[i]; !wanted[b.AddrPort()] {
+		if b := &c.backends[i]; !wanted[b.AddrPort()] && !IsLocalStack(c.service.VIP, b) {
 			c.removed[b.Id] = true
 		}
 	}
@@ -90,7 +110,7 @@ func (c *change) becomeBackend(w *WantedVIP, b *WantedBackend, res Resolution) e
 		before := *record
 		b.describeTo(&record.XdplbBackend)
 		if !record.Resolved() {
-			if hop, err := c.hop(b.At.Addr(), mode, res); err == nil {
+			if hop, err := c.hop(b.At, mode, res); err == nil {
 				record.Mac, record.Link, record.Source = hop.Mac, hop.Link, hop.Source
 			}
 		}
@@ -99,7 +119,7 @@ func (c *change) becomeBackend(w *WantedVIP, b *WantedBackend, res Resolution) e
 		}
 		return nil
 	}
-	next, err := c.hop(b.At.Addr(), mode, res)
+	next, err := c.hop(b.At, mode, res)
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,7 @@ type change struct {
 	moveAll  bool
 	added    bool          // the VIP is not stored as yet
 	snat     *[]netip.Addr // the VIP's own SNAT addresses to be
+	ended    bool          // it was given back, and nobody is left
 }
 
 // begin reads a VIP.
@@ -97,6 +98,9 @@ func (c *change) toMend() (mended []*maps.Backend) {
 	}
 	for i := range c.backends {
 		b := &c.backends[i]
+		if IsLocalStack(c.service.VIP, b) { // never listed, also where the table names it
+			continue
+		}
 		if is := listed[b.AddrPort()] == b; is != b.Listed() && b.Up() {
 			b.SetFlag(bpf.XdplbBackendFlagBackendUnlisted, !is)
 			mended = append(mended, b)
@@ -159,6 +163,9 @@ func (c *change) commit() error {
 	if err := c.settle(); err != nil {
 		return err
 	}
+	if c.ended {
+		return c.endHandover()
+	}
 	return c.b.commitAll([]*change{c})
 }
 
@@ -169,7 +176,10 @@ func (c *change) writeBefore() {
 		b := c.backends[i]
 		if c.fresh[b.Id] || c.removed[b.Id] && b.Listed() {
 			b.SetFlag(bpf.XdplbBackendFlagBackendUnlisted, true)
-		} else if !c.dirty[b.Id] || !b.Listed() {
+		} else if !c.dirty[b.Id] {
+			continue
+		} else if IsLocalStack(c.service.VIP, &b) { // what it says decides: the next command would finish it
+		} else if !b.Listed() {
 			continue
 		} else {
 			b.SetFlag(bpf.XdplbBackendFlagBackendChanging, true)
@@ -269,7 +279,10 @@ func (b *Balancer) edit(v maps.VIP, f func(*change) error) error {
 		c.discard()
 		return err
 	}
-	return c.commit()
+	if err := c.commit(); err != nil || !c.ended {
+		return err
+	}
+	return fmt.Errorf("%s: was given back to the local stack, and is gone now; add it with xdplb vip add", v)
 }
 
 func fullVIPs(m *maps.Maps, err error) error {

@@ -73,7 +73,7 @@ func (d *doctor) nextHop(b *maps.Backend, res Resolution) bool {
 	if b.Weight == 0 || b.Has(bpf.XdplbBackendFlagBackendDrain) {
 		status = CheckWarn // it gets nothing new
 	}
-	now, err := (&change{b: d.balancer}).hop(addr, Mode(b.Mode), res)
+	now, err := (&change{b: d.balancer}).hop(b.AddrPort(), Mode(b.Mode), res)
 	switch {
 	case err != nil:
 		text, mend := err.Error(), ""

@@ -3,6 +3,7 @@ package loader
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/xdplb/xdplb/bpf"
 	"github.com/xdplb/xdplb/maps"
@@ -10,16 +11,26 @@ import (
 
 // checkMode says what a mode cannot serve.
 func (c *change) checkMode(at netip.AddrPort, mode Mode) error {
+	if m := c.misfitOf(at, mode); m != nil {
+		return m
+	}
+	return nil
+}
+
+// misfitOf is nil if the mode can serve the backend.
+func (c *change) misfitOf(at netip.AddrPort, mode Mode) *Misuse {
 	family, port := at.Addr().Is4() == c.service.Addr.Is4(), at.Port() == c.service.Port
 	switch {
 	case !port && !family: // tun alone joins the families, and keeps the port
-		return fmt.Errorf("%s: no mode changes both port and family; leave the port out and use --mode tun", at)
+		m := c.misfit(at, ModeTUN, "leave the port out and use --mode tun", "%s: no mode changes both port and family", at)
+		m.NoPort = true
+		return m
 	case !port && !mode.translates():
-		return fmt.Errorf("%s: mode %s keeps the port, and the VIP's is %d; use --mode nat, or leave the port out", at, mode, c.service.Port)
+		return c.misfit(at, ModeFullNAT, "use --mode nat or fullnat, or leave the port out", "%s: mode %s keeps the port, and the VIP's is %d", at, mode, c.service.Port)
 	case !family && mode == ModeDR:
-		return fmt.Errorf("%s: mode dr keeps the IP packet, and the VIP is of the other family; use --mode tun", at.Addr())
+		return c.misfit(at, ModeTUN, "use --mode tun", "%s: mode dr keeps the IP packet, and the VIP is of the other family", at.Addr())
 	case !family && mode.translates():
-		return fmt.Errorf("%s: mode %s does not translate between IPv4 and IPv6, and the VIP is of the other family; use --mode tun", at.Addr(), mode)
+		return c.misfit(at, ModeTUN, "use --mode tun", "%s: mode %s does not translate between IPv4 and IPv6, and the VIP is of the other family", at.Addr(), mode)
 	}
 	return nil
 }
@@ -37,7 +48,7 @@ func (c *change) checkBackend(at netip.AddrPort) error {
 	services, err := c.b.Maps.Services()
 	for _, s := range services {
 		if meets(at, s.VIP, c.service.Proto) {
-			return fmt.Errorf("%s: a VIP of this balancer, so packets would go in circles; name its servers instead: xdplb backend list %s", at, s.VIP)
+			return c.loop(at, s.VIP, c.b.serversOf(s.Id), func(a netip.AddrPort) bool { return c.find(a) != nil })
 		}
 	}
 	return err
@@ -45,33 +56,47 @@ func (c *change) checkBackend(at netip.AddrPort) error {
 
 // checkLoop refuses a VIP that is a backend of another.
 func (b *Balancer) checkLoop(v maps.VIP, services []maps.Service) error {
+	var of maps.VIP
+	var commands []string
 	for _, record := range b.Maps.BackendsAt(v.Addr) {
 		for _, s := range services {
 			if s.Id == record.Vip && record.Listed() && meets(record.AddrPort(), v, s.Proto) {
-				return fmt.Errorf("%s: a backend of %s, so packets would go in circles; delete it there first: xdplb backend del %s %s", v, s.VIP, s.VIP, record.AddrPort())
+				of = s.VIP
+				commands = append(commands, fmt.Sprintf("xdplb backend del %s %s", s.VIP, record.AddrPort()))
 			}
 		}
 	}
-	return nil
+	if len(commands) == 0 {
+		return nil
+	}
+	return &Misuse{
+		Problem: fmt.Sprintf("%s: a backend of %s, so packets would go in circles", v, of), Advice: "delete it there first",
+		Command: strings.Join(commands, " && "), VIP: v,
+	}
 }
 
 // hop is a next hop as the maps hold it, for a mode.
-func (c *change) hop(addr netip.Addr, mode Mode, res Resolution) (record bpf.XdplbBackend, err error) {
+func (c *change) hop(at netip.AddrPort, mode Mode, res Resolution) (record bpf.XdplbBackend, err error) {
+	addr := at.Addr()
 	if res.Err != nil {
 		return record, res.Err
 	}
 	if res.Local {
-		if mode.translates() {
-			return record, fmt.Errorf("%s: an address of this host; mode %s cannot reach it, use --mode dr and the VIP's port", addr, mode)
-		}
 		if mode != ModeDR {
-			return record, fmt.Errorf("%s: an address of this host; mode %s cannot reach it, use --mode dr", addr, mode)
+			if v := c.service.Addr; v.IsValid() && addr.Is4() != v.Is4() {
+				return record, fmt.Errorf("%s: an address of this host, and the VIP is of the other family; give one of the VIP's family", at)
+			}
+			m := c.misfit(at, ModeDR, "use --mode dr", "%s: an address of this host; mode %s cannot reach it", addr, mode)
+			if m.NoPort = c.service.Addr.IsValid() && at.Port() != c.service.Port; m.NoPort {
+				m.Advice = "use --mode dr and the VIP's port"
+			}
+			return record, m
 		}
 		record.Link.Flags = uint32(bpf.XdplbHopFlagHopResolved | bpf.XdplbHopFlagHopLocal)
 		return record, nil
 	}
 	if mode == ModeDR && res.Gateway.IsValid() {
-		return record, fmt.Errorf("%s: behind the gateway %s, and mode dr needs it on the same segment; use --mode tun", addr, res.Gateway)
+		return record, c.misfit(at, ModeTUN, "use --mode tun", "%s: behind the gateway %s, and mode dr needs it on the same segment", addr, res.Gateway)
 	}
 	if mode == ModeTUN && !res.Source.IsValid() {
 		return record, fmt.Errorf("%s: this host has no address to send tunnels from toward it; add one to %s", addr, interfaceName(uint32(res.Interface)))
@@ -85,6 +110,9 @@ func (c *change) hop(addr netip.Addr, mode Mode, res Resolution) (record bpf.Xdp
 	record.Link.Interface, record.Link.Mtu = uint16(number), uint16(min(res.MTU, 65535))
 	if res.Resolved {
 		record.Mac.Mac, record.Mac.Vlan = res.MAC, res.VLAN
+		if res.VLAN == 0 { // clients' frames may come with a tag, which nobody knows there
+			record.Mac.Vlan = uint16(bpf.XdplbHopVlanHopUntagged)
+		}
 		record.Link.Flags = uint32(bpf.XdplbHopFlagHopResolved)
 	}
 	return record, nil

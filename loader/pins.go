@@ -28,7 +28,10 @@ func checkBPFFS(dir string) error {
 		return fmt.Errorf("%s: %w; the directory above the pins must exist", parent, err)
 	}
 	if fs.Type != unix.BPF_FS_MAGIC {
-		return fmt.Errorf("%s: %w; mount one: mount -t bpf bpf /sys/fs/bpf (under ip netns exec, which hides it, use instead: nsenter --net=/run/netns/NAME)", parent, ErrNoBPFFS)
+		if parent != filepath.Dir(DefaultPins) {
+			return fmt.Errorf("%s: %w; let --pins name a directory in one, such as %s", parent, ErrNoBPFFS, DefaultPins)
+		}
+		return fmt.Errorf("%s: %w; under ip netns exec, which hides it, use nsenter --net=/run/netns/NAME instead; else mount one: mount -t bpf bpf %[1]s", parent, ErrNoBPFFS)
 	}
 	if base := filepath.Base(dir); strings.Contains(base, ".") {
 		return fmt.Errorf("%s: a BPF file system takes no dots in names; name the pins otherwise", dir)

@@ -149,7 +149,7 @@ func (p *planner) removals() {
 		wanted[p.w.VIPs[i].VIP] = true
 	}
 	for _, v := range p.state.order {
-		if wanted[v.VIP] {
+		if wanted[v.VIP] || v.is.GivenBack && !p.w.EndHandover {
 			continue
 		}
 		p.removed = append(p.removed, v)

@@ -224,7 +224,7 @@ func (p *planner) sends() error {
 	}
 	for i := range vips {
 		if w := &vips[i]; u.takes(w.VIP) {
-			return placed(w.Where, fmt.Errorf("%s: replies come to this address on the SNAT ports %s; leave its port out of them, such as with ports: %s", w.VIP, u.ports, u.ports.without(w.Port)))
+			return placed(w.Where, u.taken(w.VIP, setPorts, "%s: replies come to this address on the SNAT ports %s", w.VIP, u.ports))
 		}
 	}
 	return nil

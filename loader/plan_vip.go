@@ -22,6 +22,9 @@ func (p *planner) vip(w *WantedVIP) error {
 	switch changes := v.changes(); {
 	case v.is == nil:
 		p.note(PlanAdd, object, w.describe())
+		if w.Handover > 0 { // the local stack has a record
+			v.adds++
+		}
 	case len(changes) > 0:
 		p.note(PlanChange, object, strings.Join(changes, ", "))
 	}
@@ -48,6 +51,14 @@ func (p *planner) checkVIP(v *vipPlan) error {
 		if err := maps.ValidTableSize(w.TableSize); err != nil {
 			return err
 		}
+	}
+	if w.Handover != 0 {
+		if err := CheckHandover(w.Handover); err != nil {
+			return err
+		}
+	}
+	if v.is != nil && v.is.is.GivenBack && !w.GivenBack && w.Handover == 0 {
+		p.Warnings = append(p.Warnings, fmt.Sprintf("%s: is being given back to the local stack, and goes on; to keep it: xdplb vip set %s --handover 15m", w.VIP, w.VIP))
 	}
 	if p.b.Settings.Jiffies(w.Affinity) > maxAffinity {
 		return fmt.Errorf("affinity %s: at most %s", w.Affinity, p.b.Settings.Duration(maxAffinity))
@@ -80,6 +91,9 @@ func (w *WantedVIP) describe() string {
 	if w.AffinityGroup != "" {
 		words = append(words, "affinity_group "+w.AffinityGroup)
 	}
+	if w.Handover > 0 {
+		words = append(words, "handover "+w.Handover.String())
+	}
 	if w.TrackAll {
 		words = append(words, "track all")
 	}
@@ -110,6 +124,9 @@ func (v *vipPlan) changes() (all []string) {
 		}
 	}
 	is, w := &v.is.is, v.want
+	if w.Handover > 0 && is.GivenBack {
+		all = append(all, "no longer given back")
+	}
 	differs("mode", is.Mode.String(), w.Mode.String())
 	differs("scheduler", is.schedule(), w.schedule())
 	differs("affinity", is.Affinity.String(), w.Affinity.String())
@@ -169,7 +186,7 @@ func (p *planner) backend(v *vipPlan, b *WantedBackend) error {
 	}
 	for _, other := range p.byAddr[b.At.Addr()] {
 		if meets(b.At, other, w.Proto) {
-			return fmt.Errorf("%s: a VIP of this balancer, so packets would go in circles; name its servers instead", b.At)
+			return p.loop(w, b, other)
 		}
 	}
 	c := &change{b: p.b}
@@ -178,7 +195,7 @@ func (p *planner) backend(v *vipPlan, b *WantedBackend) error {
 	if err := c.checkMode(b.At, mode); err != nil {
 		return err
 	}
-	hop, err := c.hop(b.At.Addr(), mode, p.hops[b.At.Addr()])
+	hop, err := c.hop(b.At, mode, p.hops[b.At.Addr()])
 	if err != nil {
 		return err
 	}
@@ -204,6 +221,20 @@ func (p *planner) backend(v *vipPlan, b *WantedBackend) error {
 		p.backendItem(PlanChange, v, b, strings.Join(changes, ", "))
 	}
 	return nil
+}
+
+// loop refuses a backend that is a VIP.
+func (p *planner) loop(w *WantedVIP, b *WantedBackend, other maps.VIP) error {
+	c := &change{b: p.b}
+	c.service.VIP = w.VIP
+	i := slices.IndexFunc(p.w.VIPs, func(v WantedVIP) bool { return v.VIP == other })
+	servers := slices.Clone(p.w.VIPs[i].Backends)
+	for j := range servers {
+		servers[j].At, servers[j].Mode = p.w.VIPs[i].at(servers[j].At), p.w.VIPs[i].modeOf(&servers[j])
+	}
+	return c.loop(b.At, other, servers, func(a netip.AddrPort) bool {
+		return slices.ContainsFunc(w.Backends, func(own WantedBackend) bool { return w.at(own.At) == a })
+	})
 }
 
 func (b *WantedBackend) describe() string {

@@ -3,6 +3,7 @@ package loader
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -23,12 +24,24 @@ func (r PortRange) overlap(other PortRange) PortRange {
 	return PortRange{max(r.Low, other.Low), min(r.High, other.High)}
 }
 
-// without is the larger part of the range beside a port.
-func (r PortRange) without(port uint16) PortRange {
-	if !r.Contains(port) {
-		return r
+// without is the largest part of the range that has none of the ports;
+// of size 0 if there is none.
+func (r PortRange) without(ports []uint16) PortRange {
+	best := PortRange{1, 0}
+	low := int(r.Low)
+	for _, port := range slices.Sorted(slices.Values(ports)) {
+		if !r.Contains(port) {
+			continue
+		}
+		if int(port) > low {
+			best = larger(best, PortRange{uint16(low), port - 1})
+		}
+		low = int(port) + 1
 	}
-	return larger(PortRange{r.Low, port - 1}, PortRange{min(port, 65534) + 1, r.High})
+	if low <= int(r.High) {
+		best = larger(best, PortRange{uint16(low), r.High})
+	}
+	return best
 }
 
 func larger(a, b PortRange) PortRange {

@@ -49,19 +49,22 @@ func TestDefaultSNATPortsAreTheLargest(t *testing.T) {
 
 func TestPortRangeWithout(t *testing.T) {
 	for _, c := range []struct {
-		r    PortRange
-		port uint16
-		want PortRange
+		r     PortRange
+		ports []uint16
+		want  PortRange
 	}{
-		{PortRange{10, 20}, 30, PortRange{10, 20}},
-		{PortRange{10, 20}, 10, PortRange{11, 20}},
-		{PortRange{10, 20}, 20, PortRange{10, 19}},
-		{PortRange{10, 20}, 18, PortRange{10, 17}},
-		{PortRange{10, 20}, 11, PortRange{12, 20}},
-		{PortRange{60000, 65535}, 65535, PortRange{60000, 65534}},
+		{PortRange{10, 20}, nil, PortRange{10, 20}},
+		{PortRange{10, 20}, []uint16{30}, PortRange{10, 20}},
+		{PortRange{10, 20}, []uint16{10}, PortRange{11, 20}},
+		{PortRange{10, 20}, []uint16{20}, PortRange{10, 19}},
+		{PortRange{10, 20}, []uint16{18}, PortRange{10, 17}},
+		{PortRange{10, 20}, []uint16{11}, PortRange{12, 20}},
+		{PortRange{10, 20}, []uint16{18, 11, 11}, PortRange{12, 17}},
+		{PortRange{10, 11}, []uint16{10, 11}, PortRange{1, 0}},
+		{PortRange{60000, 65535}, []uint16{65535}, PortRange{60000, 65534}},
 	} {
-		if got := c.r.without(c.port); got != c.want {
-			t.Errorf("%s without %d: %s, want %s", c.r, c.port, got, c.want)
+		if got := c.r.without(c.ports); got != c.want {
+			t.Errorf("%s without %d: %s, want %s", c.r, c.ports, got, c.want)
 		}
 	}
 }

@@ -110,7 +110,7 @@ func TestRealserverErrors(t *testing.T) {
 		{"192.0.2.20: named twice", func(a *attempt) { a.addrs = ips("192.0.2.20", "::ffff:192.0.2.20") }},
 		{"224.0.0.1: cannot be a VIP", func(a *attempt) { a.addrs = ips("224.0.0.1") }},
 		{"no address to accept", func(a *attempt) { a.addrs = nil }},
-		{"a real server needs this command only for dr and tun", func(a *attempt) { a.Mode = 0 }},
+		{"--mode 0: a real server needs this command only for dr and tun", func(a *attempt) { a.Mode = 0 }},
 		{"no prefix that tunnels could come from", func(a *attempt) {
 			a.From = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), {}}
 		}},
@@ -119,7 +119,7 @@ func TestRealserverErrors(t *testing.T) {
 			a.addrs = ips("192.0.2.20", "2001:db8:f::20")
 			a.From = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
 		}},
-		{"not in a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf", func(a *attempt) { a.pins = unmounted }},
+		{"not in a BPF file system; let --pins name a directory in one, such as /sys/fs/bpf/xdplb", func(a *attempt) { a.pins = unmounted }},
 	}
 	before, listed := settings(t, "eth0", "eth1"), fmt.Sprint(accepted(t, pins))
 	for _, c := range cases {

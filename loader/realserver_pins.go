@@ -32,11 +32,7 @@ type realserver struct {
 // namespace's inode number. Those are used again, and pins outlive their
 // namespace; a cookie that differs tells them from ours, and they are replaced.
 func openRealserver(pins string, create bool) (*realserver, error) {
-	err := checkBPFFS(pins)
-	if errors.Is(err, ErrNoBPFFS) {
-		return nil, fmt.Errorf("%w (ip netns exec hides it: use nsenter --net=/run/netns/NAME)", err)
-	}
-	if err != nil {
+	if err := checkBPFFS(pins); err != nil {
 		return nil, err
 	}
 	inode, cookie, err := networkNamespace()

@@ -44,6 +44,9 @@ func (b *Balancer) Refresh() (r Refreshed, err error) {
 			movingBefore++
 		}
 		for i := range c.backends {
+			if IsLocalStack(c.service.VIP, &c.backends[i]) {
+				continue
+			}
 			c.refreshHop(&c.backends[i], hops, &r)
 		}
 		changes = append(changes, c)
@@ -61,7 +64,7 @@ func (b *Balancer) Refresh() (r Refreshed, err error) {
 // refreshHop leaves a backend unresolved whose next hop cannot be used any more.
 func (c *change) refreshHop(backend *maps.Backend, hops map[netip.Addr]Resolution, r *Refreshed) {
 	was := backend.Resolved()
-	hop, err := c.hop(backend.Addr(), Mode(backend.Mode), hops[backend.Addr()])
+	hop, err := c.hop(backend.AddrPort(), Mode(backend.Mode), hops[backend.Addr()])
 	if err != nil {
 		hop = bpf.XdplbBackend{Source: backend.Source}
 	}

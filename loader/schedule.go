@@ -104,6 +104,9 @@ func (c *change) wanted() []uint32 {
 			entries = append(entries, b.Entry())
 		}
 	}
+	if local := c.localTakes(len(entries) > 0); local != 0 {
+		return slices.Repeat([]uint32{local}, int(c.service.TableSize))
+	}
 	if c.function.Scheduler == maps.SchedulerRR {
 		return maps.Sequence(c.service.TableSize, entries)
 	}

@@ -18,7 +18,7 @@ const settleMargin = time.Second
 func (c *change) settle() error {
 	s := &c.service
 	now, err := c.b.Now()
-	if err != nil || !c.unsettled() || now-s.ChangedAt <= c.b.Settings.Idle(s.Proto)+c.b.Settings.Jiffies(settleMargin) {
+	if err != nil || !c.unsettled() || c.handsOver(now) || now-s.ChangedAt <= c.b.Settings.Idle(s.Proto)+c.b.Settings.Jiffies(settleMargin) {
 		return err
 	}
 	expired := func(f maps.Flow) bool { return !c.b.Settings.Live(f, now) }
@@ -38,6 +38,7 @@ func (c *change) settle() error {
 			return err
 		}
 	}
+	next = c.release(next, named)
 	for _, pin := range dead {
 		if err := c.b.Maps.DeleteFlow(pin.Flow(), expired); err != nil {
 			return err
@@ -56,6 +57,10 @@ func (c *change) settle() error {
 			return err
 		}
 		c.slots = next
+	}
+	if local := c.localStack(); c.givesBack() && maps.Moving(c.slots) == 0 {
+		delete(named, local.Id)
+		c.ended = len(named) == 0
 	}
 	for _, slot := range c.slots {
 		named[slot.Backend], named[slot.Old] = true, true

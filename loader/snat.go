@@ -73,11 +73,40 @@ func (u *snatUse) takes(v maps.VIP) bool {
 	return false
 }
 
+// free is the largest part of a range of ports that no VIP takes. If the VIPs take
+// all of it, it is that of the whole range that there can be.
+func (u *snatUse) free(r PortRange) PortRange {
+	all := *u
+	all.ports = PortRange{firstSNATPort, 65535}
+	if r.Low < firstSNATPort {
+		all.ports.Low = r.Low
+	}
+	var taken []uint16
+	for _, s := range u.services {
+		if all.takes(s.VIP) {
+			taken = append(taken, s.Port)
+		}
+	}
+	if part := r.without(taken); part.Size() > 0 {
+		return part
+	}
+	return all.ports.without(taken)
+}
+
+// taken is the error for a VIP that takes replies; command makes those ports the
+// range to send from that it is given.
+func (u *snatUse) taken(v maps.VIP, command string, problem string, a ...any) error {
+	ports := u.free(u.ports)
+	return &Misuse{Problem: fmt.Sprintf(problem, a...), Advice: "leave its port out", Command: command + ports.String(), VIP: v, Ports: &ports}
+}
+
+const setPorts = "xdplb snat ports "
+
 // check refuses addresses at which VIPs would take replies.
 func (u *snatUse) check(addrs []netip.Addr) error {
 	for _, s := range u.services {
 		if slices.Contains(addrs, s.Addr) && u.takes(s.VIP) {
-			return fmt.Errorf("%s: the VIP %s listens on it inside the SNAT ports %s; leave its port out: xdplb snat ports %s", s.Addr, s.VIP, u.ports, u.ports.without(s.Port))
+			return u.taken(s.VIP, setPorts, "%s: the VIP %s listens on it inside the SNAT ports %s", s.Addr, s.VIP, u.ports)
 		}
 	}
 	return nil
@@ -90,7 +119,8 @@ func (b *Balancer) checkNewVIP(v maps.VIP) error {
 	}
 	u, err := b.readSNATUse()
 	if err == nil && u.takes(v) {
-		return fmt.Errorf("%s: replies come to this address on the SNAT ports %s; leave its port out: xdplb snat ports %s", v, u.ports, u.ports.without(v.Port))
+		u.services = append(u.services, maps.Service{VIP: v})
+		return u.taken(v, setPorts, "%s: replies come to this address on the SNAT ports %s", v, u.ports)
 	}
 	return err
 }
@@ -111,7 +141,7 @@ func checkSNATAddress(addr netip.Addr, anyHost bool, iface string) error {
 	if err != nil || ours {
 		return err
 	}
-	return fmt.Errorf("%s: not an address of this host, so no reply comes back to it; put it on: ip addr add %s dev %s (or add --any-snat, if replies come here otherwise)",
+	return fmt.Errorf("%s: not an address of this host, so no reply comes back to it; add --any-snat if replies come here otherwise, or put it on: ip addr add %s dev %s",
 		addr, netip.PrefixFrom(addr, addr.BitLen()), iface)
 }
 
@@ -193,7 +223,7 @@ func (b *Balancer) SetSNATPorts(r PortRange) error {
 	u.ports = r
 	for _, s := range u.services {
 		if u.takes(s.VIP) {
-			return fmt.Errorf("%s: the VIP %s has one of these ports, on an SNAT address; leave it out: xdplb snat ports %s", r, s.VIP, r.without(s.Port))
+			return u.taken(s.VIP, setPorts, "%s: the VIP %s has one of these ports, on an SNAT address", r, s.VIP)
 		}
 	}
 	b.Settings.SnatLow, b.Settings.SnatHigh = r.Low, r.High
@@ -219,7 +249,7 @@ func (b *Balancer) checkSNAT(o AttachOptions, iface string) error {
 	u.ports = *o.SNATPorts
 	for _, s := range u.services {
 		if u.takes(s.VIP) {
-			return fmt.Errorf("--snat-ports %s: the VIP %s has one of these ports, on an SNAT address; leave it out, such as with --snat-ports %s", u.ports, s.VIP, u.ports.without(s.Port))
+			return u.taken(s.VIP, "xdplb attach --snat-ports ", "--snat-ports %s: the VIP %s has one of these ports, on an SNAT address", u.ports, s.VIP)
 		}
 	}
 	return nil

@@ -91,6 +91,7 @@ func (b *Balancer) wantedOf(v *vipState) (w WantedVIP, err error) {
 		TrackAll: s.Has(bpf.XdplbVipFlagVipTrackAll), TableSize: s.TableSize, Alias: s.Alias,
 	}
 	w.Affinity, w.AffinityGroup = b.Affinity(s), s.Group()
+	w.GivenBack = GivenBack(s.VIP, v.records)
 	if !w.usesPrefix() {
 		w.SourcePrefix = uint8(s.Addr.BitLen())
 	}

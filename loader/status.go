@@ -124,6 +124,7 @@ type FlowView struct {
 	maps.Flow
 	At            netip.AddrPort // its backend; invalid if that is gone
 	Mode          Mode           // 0 if its backend is gone
+	Local         bool           // the local stack has it: --handover
 	SNAT          netip.AddrPort // the source that the backend sees, with FULL-NAT; else invalid
 	Idle, Expires time.Duration
 }
@@ -152,6 +153,7 @@ func (b *Balancer) LiveFlows(s Selection, f func(FlowView)) error {
 		v := FlowView{Flow: flow}
 		if record, exists := records[flow.Backend]; exists {
 			v.At, v.Mode = record.AddrPort(), Mode(record.Mode)
+			v.Local = !record.Listed() && IsLocalStack(maps.VIP{Addr: flow.Dst}, &record)
 		}
 		if s.At.IsValid() && !s.Matches(v.At) {
 			return true

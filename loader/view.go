@@ -39,6 +39,7 @@ type VIPView struct {
 	MovingSlots  int
 	Fingerprint  string        // of the table: equal on balancers that choose alike
 	AffinityTime time.Duration // 0: none
+	Handover     *HandoverView // nil: none
 	Active       Active
 	maps.Counters
 }
@@ -119,6 +120,11 @@ func (b *Balancer) view(s maps.Service, records []maps.Backend, active map[uint3
 				return v, err
 			}
 			v.Counters.Add(view.Counters)
+		}
+		if record.Up() && IsLocalStack(s.VIP, record) {
+			v.Handover = b.handoverView(record, now)
+			v.Handover.Local = view
+			continue
 		}
 		// While a record is replaced both are listed, for a moment or until the next
 		// command if this one is killed. They stand side by side.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -28,7 +29,8 @@ const (
 
 var modeNames = map[Mode]string{ModeDR: "dr", ModeTUN: "tun", ModeNAT: "nat", ModeFullNAT: "fullnat"}
 
-func (m Mode) String() string { return modeNames[m] }
+// String is the name, and the number of what has none.
+func (m Mode) String() string { return cmp.Or(modeNames[m], strconv.Itoa(int(m))) }
 
 // ParseMode reads the name of a mode.
 func ParseMode(s string) (Mode, error) {
@@ -53,6 +55,8 @@ type VIPOptions struct {
 
 	Affinity      *time.Duration // a client keeps its backend so long after its last new flow; 0: not at all
 	AffinityGroup *string        // VIPs of one name share it; empty: none
+
+	Handover *time.Duration // for how long the local stack keeps what it has; of a VIP that exists: it is no longer given back
 
 	Alias *uint8 // what ipvsadm calls its scheduler; the balancer keeps it and knows nothing of it
 }
@@ -118,7 +122,7 @@ func (b *Balancer) AddVIP(v maps.VIP, o VIPOptions) error {
 	used := make(map[uint32]bool)
 	for _, s := range services {
 		if s.VIP == v {
-			return fmt.Errorf("%s: exists; change it with xdplb vip set", v)
+			return b.existing(&s)
 		}
 		used[s.Id] = true
 	}
@@ -143,38 +147,66 @@ func (b *Balancer) AddVIP(v maps.VIP, o VIPOptions) error {
 	if err != nil {
 		return err
 	}
-	c := &change{b: b, service: s, function: s.InUse()}
+	c := b.newChange(s)
 	if err := o.apply(c); err != nil {
 		return fmt.Errorf("%s: %w", v, err)
 	}
-	c.service.Function = bpf.XdplbSlotFunction{Scheduler: uint8(c.function.Scheduler), SourcePrefix: c.function.SourcePrefix}
-	c.service.ChangedAt = now
-	if err := cmp.Or(c.placeSNAT(), c.follow()); err != nil {
-		return err
-	}
-	if o.Assign != nil {
-		if err := c.assign(*o.Assign); err != nil {
+	if o.Handover != nil {
+		if err := cmp.Or(b.sweepPlace(s.Id), c.takeOver(*o.Handover)); err != nil {
 			return fmt.Errorf("%s: %w", v, err)
 		}
 	}
-	err = b.publish(&c.service)
-	if err != nil && o.Assign != nil {
-		err = errors.Join(err, b.tidyAddresses())
+	c.service.Function = bpf.XdplbSlotFunction{Scheduler: uint8(c.function.Scheduler), SourcePrefix: c.function.SourcePrefix}
+	c.service.ChangedAt = now
+	err = cmp.Or(c.placeSNAT(), c.follow())
+	if err == nil && o.Assign != nil {
+		if err = c.assign(*o.Assign); err != nil {
+			err = fmt.Errorf("%s: %w", v, err)
+		}
+	}
+	if err == nil {
+		err = c.publish()
+		if err != nil && o.Assign != nil {
+			err = errors.Join(err, b.tidyAddresses())
+		}
+	}
+	if err != nil {
+		c.discard()
 	}
 	return err
 }
 
+func (b *Balancer) existing(s *maps.Service) error {
+	c, err := b.beginService(*s)
+	if err == nil && c.givesBack() {
+		return fmt.Errorf("%s: exists, and is being given back; take it again with: xdplb vip set %s --handover 15m", s.VIP, s.VIP)
+	}
+	return cmp.Or(err, fmt.Errorf("%s: exists; change it with xdplb vip set", s.VIP))
+}
+
+// sweepPlace frees the records of a VIP with this id whose addition or deletion was killed.
+func (b *Balancer) sweepPlace(id uint32) error {
+	for _, orphan := range b.Maps.ReadBackends(func(vip uint32) bool { return vip == id }) {
+		if err := b.Maps.FreeBackend(&orphan); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // publish writes a new VIP: first what it needs, and last itself.
-func (b *Balancer) publish(s *maps.Service) error {
-	for _, orphan := range b.Maps.ReadBackends(func(vip uint32) bool { return vip == s.Id }) {
-		if err := b.Maps.FreeBackend(&orphan); err != nil { // of a deletion that was killed
+func (c *change) publish() error {
+	b, s := c.b, &c.service
+	if len(c.backends) == 0 {
+		if err := b.sweepPlace(s.Id); err != nil {
 			return err
 		}
 	}
 	if err := b.Maps.ResetRetired(s.Id); err != nil {
 		return err
 	}
-	if err := b.Maps.PutTable(s.Id, make([]maps.Slot, s.TableSize)); err != nil {
+	c.writeBefore()
+	if err := b.Maps.PutTable(s.Id, c.slots); err != nil {
 		return err
 	}
 	if s.Port == 0 {
@@ -201,6 +233,11 @@ func (b *Balancer) SetVIP(v maps.VIP, o VIPOptions) error {
 		}
 		if err := o.apply(c); err != nil {
 			return fmt.Errorf("%s: %w", v, err)
+		}
+		if o.Handover != nil {
+			if err := c.takeAgain(*o.Handover); err != nil {
+				return fmt.Errorf("%s: %w", v, err)
+			}
 		}
 		if o.Assign != nil {
 			return c.assign(*o.Assign)

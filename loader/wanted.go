@@ -23,6 +23,7 @@ type Wanted struct {
 	Timeouts                       Timeouts
 	VIPs                           []WantedVIP // nil: as they are
 	Keep                           bool        // VIPs that are not named stay
+	EndHandover                    bool        // of those that go also the ones that are being given back, at once
 }
 
 // WantedInterface is an interface to be attached.
@@ -55,7 +56,9 @@ type WantedVIP struct {
 	Assign        string // interface that the address is put on; empty: none
 	SNAT          []netip.Addr
 	Backends      []WantedBackend
-	Alias         uint8 // what ipvsadm calls its scheduler; 0: as it is
+	Alias         uint8         // what ipvsadm calls its scheduler; 0: as it is
+	Handover      time.Duration // of one that is new or being given back: it is taken over; 0: no
+	GivenBack     bool          // it is being given back; says what is, and not what is wanted
 }
 
 // WantedBackend is a backend of a WantedVIP. Port 0 is the VIP's, mode 0 likewise.

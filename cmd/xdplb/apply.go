@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/syslog"
@@ -57,11 +58,11 @@ func setupApply(flags *pflag.FlagSet) func(*env) error {
 			}
 			return err
 		}
-		w, err := readWanted(e.args[0])
+		f, err := readConfig(e.args[0])
 		if err != nil {
 			return err
 		}
-		return applyWanted(e, w, applying{name: "apply", dry: *dry, plan: true})
+		return e.mendedFile(f, applyWanted(e, f.Wanted(), applying{name: "apply", dry: *dry, plan: true}))
 	}
 }
 
@@ -79,16 +80,26 @@ func readFile(path string) (name string, text []byte, err error) {
 	return name, text, err
 }
 
-func readWanted(path string) (w loader.Wanted, err error) {
+func readConfig(path string) (*config.File, error) {
 	name, text, err := readFile(path)
 	if err != nil {
-		return w, err
+		return nil, err
 	}
-	f, err := config.Parse(name, text)
-	if err != nil {
-		return w, err
+	return config.ParseAt(name, inputPath(path), text)
+}
+
+// mendedFile is an error about a file that ends with the command that mends the file.
+func (e *env) mendedFile(f *config.File, err error) error {
+	m := new(loader.Misuse)
+	if !errors.As(err, &m) {
+		return err
 	}
-	return f.Wanted(), nil
+	b, closed := loader.Open(e.pins)
+	if closed == nil {
+		b.Close()
+	}
+	advice, command := f.Mend(m, closed == nil)
+	return remade(err, m, advice, command)
 }
 
 func unwrapPath(err error) error {

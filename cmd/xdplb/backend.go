@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/xdplb/xdplb/cmd/xdplb/internal/ipvsadm"
 	"github.com/xdplb/xdplb/loader"
 	"github.com/xdplb/xdplb/maps"
 )
@@ -40,16 +41,26 @@ func setupBackend(apply backendChange) func(*pflag.FlagSet) func(*env) error {
 				o.Mode = &m
 			}
 			if flags.Changed("weight") {
-				n, err := strconv.ParseUint(*weight, 10, 16)
+				w, err := parseWeight(e, *weight)
 				if err != nil {
-					return usagef("--weight %s: use 0 to 65535", *weight)
+					return err
 				}
-				w := uint16(n)
 				o.Weight = &w
 			}
 			return apply(e, v, at, o)
 		}
 	}
+}
+
+func parseWeight(e *env, text string) (uint16, error) {
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err == nil {
+		return uint16(n), nil
+	}
+	if near, ok := ipvsadm.NearestWeight(text); ok {
+		return 0, usagef("--weight %s: use 0 to 65535, where 0 takes no new flows: %s", text, e.again("--weight", near))
+	}
+	return 0, usagef("--weight %s: use 0 to 65535", text)
 }
 
 func parseBackends(args []string) (v maps.VIP, at []netip.AddrPort, err error) {

@@ -37,6 +37,9 @@ func setupDoctor(flags *pflag.FlagSet) func(*env) error {
 		if err != nil {
 			return err
 		}
+		for i := range checks {
+			checks[i].Mend = e.here(checks[i].Mend)
+		}
 		if err := printChecks(e, checks); err != nil {
 			return err
 		}

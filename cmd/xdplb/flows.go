@@ -120,7 +120,10 @@ func flowOf(f loader.FlowView) flowJSON {
 		Backend: orUnknown(f.At), Mode: f.Mode.String(), State: string(f.State()),
 		Idle: f.Idle.Seconds(), Expires: f.Expires.Seconds(),
 	}
-	if j.Mode == "" {
+	if f.Local {
+		j.Backend = localStack
+	}
+	if f.Local || f.Mode == 0 { // of no backend
 		j.Mode = "-"
 	}
 	if f.SNAT.IsValid() {

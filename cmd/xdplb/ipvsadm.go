@@ -31,12 +31,13 @@ const ipvsadmHelp = `usage: ipvsadm -A|-E SERVICE [-s SCHEDULER] [-b FLAGS] [-p 
        ipvsadm -a|-e SERVICE -r HOST[:PORT] [-g|-i|-m|--fullnat] [-w WEIGHT]
        ipvsadm -d SERVICE -r HOST[:PORT]
        ipvsadm -L|-l [SERVICE] [-n] [-c|--stats|--rate|--thresholds|--persistent-conn|--timeout] [--exact] [--nosort]
-       ipvsadm -C   -S [-n]   -R [--handover DURATION]   -Z [SERVICE]   --set TCP TCPFIN UDP
+       ipvsadm -C [--handover DURATION]   -S [-n]   -R [--handover DURATION]   -Z [SERVICE]   --set TCP TCPFIN UDP
 SERVICE is -t HOST:PORT or -u HOST:PORT. Every command takes --pins DIR.
 
 As ipvsadm 1.31, but: -E and -e change only what they name (-p 0 ends persistence), -R is all or nothing
 (and no error if what it adds is there, the same), -S is numeric always, ActiveConn counts every connection
-that a server may still have (- where connections are not followed). Schedulers: rr and wrr are rr,
+that a server may still have (- where connections are not followed). --handover takes services
+over from IPVS on this host, and with -C gives all back to it, without a connection lost. Schedulers: rr and wrr are rr,
 lc, wlc, sed and nq are lc, mh is maglev, sh is source. --fullnat is the fourth way of forwarding.
 `
 
@@ -48,16 +49,22 @@ type ipvsadmRun struct {
 
 // runIpvsadm runs `xdplb [--pins DIR] ipvsadm ...`, whose options are ipvsadm's.
 func runIpvsadm(arguments []string, stdout, stderr io.Writer) int {
-	r := &ipvsadmRun{env: &env{stdout: stdout, stderr: stderr}}
+	r := &ipvsadmRun{env: &env{stdout: stdout, stderr: stderr, typed: arguments}}
 	err := r.parse(arguments)
+	if words, ok := ipvsadm.Mended(r.args, err); ok {
+		err = fmt.Errorf("%w: %s", err, quoted(append([]string{"xdplb", ipvsadmName}, words...)))
+	}
 	if err == nil {
 		c := command{name: ipvsadmName, changes: r.Action.Changes()}
-		err = logged(r.env, c, func(*env) error { return r.run() })
+		if c.changes {
+			goesOn(stdout)
+		}
+		err = r.mended(logged(r.env, c, func(*env) error { return r.run() }))
 	}
 	if err == nil {
-		return exitDone
+		return saidAll(exitDone, stdout, stderr)
 	}
-	fmt.Fprintln(stderr, complaint(command{name: ipvsadmName}, nil, err))
+	fmt.Fprintln(stderr, complaint(command{name: ipvsadmName}, nil, writable(err, r.pins)))
 	if errors.As(err, new(usageError)) || errors.As(err, new(ipvsadm.UsageError)) {
 		return exitUsage
 	}
@@ -86,8 +93,10 @@ func (r *ipvsadmRun) parse(arguments []string) (err error) {
 }
 
 func (r *ipvsadmRun) run() error {
-	if r.Handover > 0 {
-		return usagef("--handover %s: not in this version; leave it out, and move services while few clients are connected", r.Handover)
+	if r.Handover != 0 {
+		if err := loader.CheckHandover(r.Handover); err != nil {
+			return usageError{err}
+		}
 	}
 	switch r.Action {
 	case ipvsadm.Help:
@@ -105,9 +114,10 @@ func (r *ipvsadmRun) run() error {
 	case ipvsadm.Restore:
 		lines, err := ipvsadm.Read(os.Stdin, names())
 		if err != nil {
-			return fmt.Errorf("-R: %s", err) // the file is wrong, and not the use
+			err = fileMended(fmt.Errorf("-R: %w", err), nil, "-")
+			return errors.New(err.Error()) // the file is wrong, and not the use
 		}
-		return r.restore(lines)
+		return fileMended(r.restore(lines), lines, "-")
 	}
 	return r.change()
 }

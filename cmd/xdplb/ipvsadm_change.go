@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/xdplb/xdplb/bpf"
@@ -30,7 +31,11 @@ func (r *ipvsadmRun) change() error {
 	case ipvsadm.Clear:
 		return r.clear()
 	case ipvsadm.AddService:
-		return r.withInterface(vipWay(v.Addr), func() error { return r.commit(v) })
+		if err := r.withInterface(vipWay(v.Addr), func() error { return r.commit(v) }); err != nil {
+			return err
+		}
+		r.sayForeign(v.Addr)
+		return nil
 	case ipvsadm.AddServer, ipvsadm.EditServer:
 		if err := loader.Probe([]netip.Addr{r.Host}); err != nil {
 			return err
@@ -70,6 +75,9 @@ func (r *ipvsadmRun) apply(b *loader.Balancer, v maps.VIP, before ipvsadm.Table,
 		}
 		all := true
 		o.TrackAll = &all // so that ActiveConn is a number
+		if r.Handover > 0 {
+			o.Handover = &r.Handover
+		}
 		return b.AddVIP(v, o)
 	case ipvsadm.EditService:
 		o, err := optionsOf(after)
@@ -158,6 +166,36 @@ func (r *ipvsadmRun) clear() error {
 		return err
 	}
 	b.Close()
-	_, err = loader.Apply(r.pins, loader.Wanted{VIPs: []loader.WantedVIP{}}, loader.ApplyOptions{})
+	if r.Handover > 0 {
+		return r.giveBack()
+	}
+	_, err = loader.Apply(r.pins, loader.Wanted{VIPs: []loader.WantedVIP{}, EndHandover: true}, loader.ApplyOptions{})
 	return err
+}
+
+// giveBack gives all VIPs back to IPVS. They go when their last connections have.
+func (r *ipvsadmRun) giveBack() error {
+	if err := change(r.env, func(b *loader.Balancer) error { return b.GiveBack(nil, r.Handover) }); err != nil {
+		return err
+	}
+	given, err := r.wanted()
+	var addrs []netip.Addr
+	for _, v := range given {
+		addrs = append(addrs, v.Addr)
+	}
+	r.sayForeign(addrs...)
+	return err
+}
+
+// sayForeign names, of a handover, the addresses that IPVS takes no packets to.
+func (r *ipvsadmRun) sayForeign(addrs ...netip.Addr) {
+	if r.Handover == 0 {
+		return
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	for _, addr := range slices.Compact(addrs) {
+		if note := foreignNote(addr); note != "" {
+			r.say(note)
+		}
+	}
 }

@@ -35,10 +35,12 @@ func (r *ipvsadmRun) restore(lines []ipvsadm.Line) error {
 		}
 	}
 	where := whereOf(lines)
+	var addrs []netip.Addr
 	for i := range after {
 		s := &after[i]
 		was := before.Find(s.Key)
-		if w.Keep && was != nil && s.Equal(was) {
+		taken := r.Handover > 0 && is[s.Key].GivenBack
+		if w.Keep && was != nil && s.Equal(was) && !taken {
 			continue
 		}
 		v, err := wantedVIP(is[s.Key], s, was, where)
@@ -46,12 +48,16 @@ func (r *ipvsadmRun) restore(lines []ipvsadm.Line) error {
 			return err
 		}
 		v.TrackAll = v.TrackAll || !w.Keep // made anew
+		if v.Handover = r.Handover; taken || was == nil {
+			addrs = append(addrs, v.Addr)
+		}
 		w.VIPs = append(w.VIPs, v)
 	}
 	if err := r.applyFile(w); err != nil {
 		return err
 	}
 	r.say(notes...)
+	r.sayForeign(addrs...)
 	return nil
 }
 

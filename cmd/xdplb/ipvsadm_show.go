@@ -28,6 +28,7 @@ func (r *ipvsadmRun) show() error {
 		}
 	}
 	if r.Action == ipvsadm.Save {
+		t.dropGivenBack()
 		r.sayLost(b, &t)
 		t.Save(r.stdout)
 		return nil
@@ -173,7 +174,10 @@ func (t *vipTable) fillSticky(b *loader.Balancer) error {
 	return err
 }
 
-// ipvsState is what IPVS calls the state of a flow.
+// ipvsState is what IPVS calls the state of a flow (tcp_states in the kernel's
+// net/netfilter/ipvs/ip_vs_proto_tcp.c). Behind NAT both sides are seen: who closes
+// first decides between CLOSE_WAIT, the client, and FIN_WAIT, the server. Of dr and
+// tun the client alone is seen, whose FIN is FIN_WAIT; a RST of its looks the same here.
 func ipvsState(f loader.FlowView) string {
 	switch {
 	case f.Proto == unix.IPPROTO_UDP:
@@ -182,10 +186,10 @@ func ipvsState(f loader.FlowView) string {
 		return "CLOSE"
 	case f.Closing && f.Finished:
 		return "TIME_WAIT"
-	case f.Closing:
-		return "FIN_WAIT"
-	case f.Finished:
+	case f.Closing && f.Translated():
 		return "CLOSE_WAIT"
+	case f.Closing, f.Finished:
+		return "FIN_WAIT"
 	case f.Spoken:
 		return "ESTABLISHED"
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -45,12 +46,7 @@ func forwardOf(record *maps.Backend) ipvsadm.Forward {
 	if record.Link.Flags&uint32(bpf.XdplbHopFlagHopLocal) != 0 {
 		return ipvsadm.Local
 	}
-	for way, mode := range modeOf {
-		if mode == loader.Mode(record.Mode) && way != ipvsadm.Local {
-			return way
-		}
-	}
-	return ipvsadm.Route
+	return forwardIn(loader.Mode(record.Mode))
 }
 
 // readTable reads no lookup tables: a thousand are 130 MB.
@@ -71,6 +67,13 @@ func readTable(b *loader.Balancer) (t vipTable, err error) {
 	}
 	t.Sort()
 	return t, nil
+}
+
+// dropGivenBack leaves out what is IPVS's from now on.
+func (t *vipTable) dropGivenBack() {
+	t.Table = slices.DeleteFunc(t.Table, func(s ipvsadm.Service) bool {
+		return loader.GivenBack(t.services[s.Key].VIP, t.records[s.Key])
+	})
 }
 
 func serviceOf(b *loader.Balancer, s *maps.Service, records []maps.Backend) ipvsadm.Service {

@@ -65,12 +65,15 @@ func TestKilledApply(t *testing.T) {
 	t.Parallel()
 	n := &killApply{buildKill(t), t.TempDir()}
 	vip := n.VIP4.String()
-	before := n.file("before.yaml", "timeouts: {udp: 5m}\nvips:\n"+n.stay()+
+	before := n.file("before.yaml", "timeouts: {udp: 5m}\nsnat: {addresses: [], ports: 10000-32767}\nvips:\n"+n.stay()+
+		fmt.Sprintf("- {vip: %s:85, mode: nat, backends: [%s, %s]}\n", vip, n.backend(0), n.backend(1))+
 		fmt.Sprintf("- {vip: %s:81, backends: [%s, {address: %s, weight: 2}]}\n", vip, n.backend(0), n.backend(1))+
 		fmt.Sprintf("- {vip: %s:82, backends: [%s]}\n", vip, n.backend(2))+
 		fmt.Sprintf("- {vip: %s:84, backends: [%s, %s]}\n", vip, n.backend(0), n.backend(1))+
 		fmt.Sprintf("- {vip: 192.0.2.98:80, assign: eth0, backends: [%s]}\n", n.backend(3)))
-	after := n.file("after.yaml", "timeouts: {udp: 1m}\nvips:\n"+n.stay()+
+	after := n.file("after.yaml", "timeouts: {udp: 1m}\nsnat: {addresses: ["+killSNAT+"], ports: 20000-30000}\nvips:\n"+n.stay()+
+		fmt.Sprintf("- {vip: %s:85, mode: nat, backends: [%s, {address: %s, mode: fullnat}, {address: %s, weight: 2}]}\n", vip, n.backend(0), n.backend(1), n.backend(2))+
+		fmt.Sprintf("- {vip: %s:86, scheduler: rr, mode: fullnat, backends: [\"%s:81\"]}\n", vip, n.backend(2))+
 		fmt.Sprintf("- {vip: %s:81, backends: [{address: %s, weight: 5}, {address: %s, mode: tun, weight: 2}, %s]}\n", vip, n.backend(0), n.backend(1), n.backend(2))+
 		fmt.Sprintf("- {vip: %s:83, scheduler: source, backends: [%s, %s]}\n", vip, n.backend(0), n.backend(3))+
 		// Nothing but a weight: until the table is swapped, the record alone says so.

@@ -21,6 +21,7 @@ const (
 	killOther   = ":8080" // one that serves HTTP
 	killSubject = ":81"   // the one that killed commands are about; each finds it new
 	killSource  = "192.0.2.98"
+	killSNAT    = "192.0.2.40" // which the balancer has
 	killMembers = 20
 )
 
@@ -51,11 +52,23 @@ func buildKill(t *testing.T) *killNet {
 		n.serveNamesAt(server, 81)
 		n.check(server.ServeHTTP(8080))
 	}
+	n.repliesReturn()
 	// The kernel is asked to look for neighbours once only: not in the first round.
 	n.must("vip", "add", n.subject)
 	n.must("backend", "add", n.subject, n.backend(0), n.backend(1), n.backend(2), n.backend(3))
 	n.must("vip", "del", n.subject)
 	return n
+}
+
+// repliesReturn has what NAT and FULL-NAT need: servers answer from their own address
+// by way of the balancer, which does not forward.
+func (n *killNet) repliesReturn() {
+	n.t.Helper()
+	n.check(n.Balancer.Sysctl("net.ipv4.ip_forward", "0"))
+	n.check(n.Balancer.Addr("eth0", killSNAT+"/24"))
+	for i, server := range n.Servers {
+		n.check(server.Do(func() error { return repliesVia(n.Servers4[i], n.Balancer4, "192.0.2.100/32") }))
+	}
 }
 
 // base makes the VIPs that every case begins with.
@@ -94,6 +107,8 @@ func TestKilledCommands(t *testing.T) {
 func killCases(n *killNet) []killCase {
 	c, s := n.subject, n.backend
 	const assigned = "192.0.2.99:80"
+	pool := [][]string{{"snat", "add", killSNAT}}
+	noPool := func(undo ...string) [][]string { return [][]string{undo, {"snat", "del", killSNAT}} }
 	gone := func(n *killNet) bool { return n.find(c) == nil }
 	admin := func(want string) func(*killNet) bool {
 		return func(n *killNet) bool {
@@ -132,6 +147,26 @@ func killCases(n *killNet) []killCase {
 			done: func(n *killNet) bool { return n.sendsFrom(killSource, "pool") }},
 		{name: "snat del", before: [][]string{{"snat", "add", killSource, "--any-snat"}}, command: []string{"snat", "del", killSource},
 			done: func(n *killNet) bool { return !n.sendsFrom(killSource, "pool") }},
+		{name: "snat ports", command: []string{"snat", "ports", "20000-21000"}, after: [][]string{{"snat", "ports", "10000-32767"}},
+			done: func(n *killNet) bool { return n.ports() == snatPortsJSON{20000, 21000} }},
+		{name: "vip add --mode fullnat", absent: true, command: []string{"vip", "add", c, "--mode", "fullnat"}, stops: true,
+			done: func(n *killNet) bool { return n.find(c) != nil && n.find(c).Mode == "fullnat" }},
+		{name: "vip set --mode nat", command: []string{"vip", "set", c, "--mode", "nat"},
+			done: func(n *killNet) bool { v := n.find(c); return v.Mode == "nat" && n.modes(v) == "nat nat" }},
+		{name: "vip set --mode fullnat", before: pool, command: []string{"vip", "set", c, "--mode", "fullnat"}, after: noPool("vip", "set", c, "--mode", "dr"),
+			done: func(n *killNet) bool { v := n.find(c); return v.Mode == "fullnat" && n.modes(v) == "fullnat fullnat" }},
+		{name: "vip set --mode dr, of nat", before: [][]string{{"vip", "set", c, "--mode", "nat"}}, command: []string{"vip", "set", c, "--mode", "dr"},
+			done: func(n *killNet) bool { v := n.find(c); return v.Mode == "dr" && n.modes(v) == "dr dr" }},
+		{name: "vip del, of nat", before: [][]string{{"vip", "set", c, "--mode", "nat"}}, command: []string{"vip", "del", c}, stops: true,
+			after: [][]string{{"vip", "add", c}}, done: gone},
+		{name: "backend add --mode nat", command: []string{"backend", "add", c, s(2), s(3), "--mode", "nat"},
+			done: func(n *killNet) bool { return n.modes(n.find(c)) == "dr dr nat nat" }},
+		{name: "backend set --mode fullnat", before: pool, command: []string{"backend", "set", c, s(0), "--mode", "fullnat"}, after: noPool("backend", "set", c, s(0), "--mode", "dr"),
+			done: func(n *killNet) bool { return n.modes(n.find(c)) == "fullnat dr" }},
+		{name: "backend set --mode dr, of nat", before: [][]string{{"backend", "set", c, s(0), "--mode", "nat"}}, command: []string{"backend", "set", c, s(0), "--mode", "dr"},
+			done: func(n *killNet) bool { return n.modes(n.find(c)) == "dr dr" }},
+		{name: "backend del, of nat", before: [][]string{{"backend", "add", c, s(2), "--mode", "nat"}}, command: []string{"backend", "del", c, s(2)},
+			done: func(n *killNet) bool { return len(n.find(c).Backends) == 2 }},
 		{name: "attach, an upgrade", command: []string{"attach", "eth0"}, done: (*killNet).attached},
 		{name: "detach", command: []string{"detach", "eth0"}, detach: true, after: [][]string{{"attach", "eth0"}},
 			done: func(n *killNet) bool { return len(n.status().Interfaces) == 0 }},
@@ -287,6 +322,14 @@ func (n *killNet) modes(v *liveVIP) string {
 		modes = append(modes, b.Mode)
 	}
 	return strings.Join(modes, " ")
+}
+
+// ports are those that FULL-NAT sends from.
+func (n *killNet) ports() snatPortsJSON {
+	n.t.Helper()
+	var list snatJSON
+	n.ask(&list, "snat", "list")
+	return list.Ports
 }
 
 // sendsFrom looks whether FULL-NAT does so.

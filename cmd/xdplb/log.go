@@ -3,13 +3,17 @@ package main
 import (
 	"fmt"
 	"log/syslog"
+	stdmaps "maps"
 	"os"
 	"os/user"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
 
+	"github.com/xdplb/xdplb/bpf"
 	"github.com/xdplb/xdplb/loader"
+	"github.com/xdplb/xdplb/maps"
 )
 
 // logged runs a command; if it changes the balancer, syslog gets who, what, and
@@ -23,17 +27,18 @@ func logged(e *env, cmd command, run func(*env) error) error {
 		return run(e)
 	}
 	defer log.Close()
-	before := summary(e.pins)
+	before := summaryOf(e.pins)
 	err = run(e)
-	after, outcome := "unchanged", "done"
-	if s := summary(e.pins); s != before {
-		after = s
+	after, outcome := summaryOf(e.pins), "done"
+	became := "unchanged"
+	if !after.equal(&before) {
+		became = after.text(&before)
 	}
 	if err != nil {
 		outcome = "failed: " + err.Error()
 	}
 	_ = log.Notice(fmt.Sprintf("%s: %s %s: %s; before: %s; after: %s",
-		who(), cmd.name, strings.Join(e.args, " "), outcome, before, after))
+		who(), cmd.name, strings.Join(e.args, " "), outcome, before.text(&after), became))
 	return err
 }
 
@@ -48,47 +53,108 @@ func who() string {
 	return fmt.Sprintf("uid %d", os.Getuid())
 }
 
-// summary is the configuration on one line, cut to what syslog takes.
-func summary(pins string) string {
+// summary is the configuration, as far as syslog gets it. It is read before and
+// after each change: not the tables, which are 130 MB of a thousand VIPs.
+type summary struct {
+	instead string // why there is none
+	vips    []maps.VIP
+	lines   map[maps.VIP]string
+	pool    string
+}
+
+func summaryOf(pins string) (s summary) {
 	b, err := loader.Open(pins)
 	if err != nil {
-		return "nothing"
+		return summary{instead: "nothing"}
 	}
 	defer b.Close()
-	views, err := b.Views(nil, false)
+	if err := s.read(b); err != nil {
+		return summary{instead: "unreadable"}
+	}
+	return s
+}
+
+func (s *summary) read(b *loader.Balancer) error {
+	services, err := b.Maps.Services()
 	if err != nil {
-		return "unreadable"
+		return err
+	}
+	backends := make(map[uint32][]string)
+	seen := make(map[string]bool)
+	for _, r := range b.Maps.ReadBackends(func(uint32) bool { return true }) {
+		// While a record is replaced both are listed for a moment.
+		if place := fmt.Sprint(r.Vip, r.AddrPort()); r.Listed() && !seen[place] {
+			seen[place] = true
+			admin := "enabled"
+			if r.Has(bpf.XdplbBackendFlagBackendDrain) {
+				admin = "drain"
+			}
+			backends[r.Vip] = append(backends[r.Vip], fmt.Sprintf("%s/%s/%d/%s", r.AddrPort(), loader.Mode(r.Mode), r.Weight, admin))
+		}
+	}
+	s.lines = make(map[maps.VIP]string, len(services))
+	for i := range services {
+		v := &services[i]
+		line := fmt.Sprintf("%s %s [%s]", v.VIP, v.InUse().Scheduler, strings.Join(backends[v.Id], " "))
+		own, err := b.Maps.SNATOf(v)
+		if err != nil {
+			return err
+		}
+		if len(own) > 0 {
+			line += fmt.Sprintf(" snat %v", own)
+		}
+		s.vips, s.lines[v.VIP] = append(s.vips, v.VIP), line
 	}
 	pool, err := b.Maps.SNATPool(&b.Settings)
 	if err != nil {
-		return "unreadable"
-	}
-	var s strings.Builder
-	for _, v := range views {
-		fmt.Fprintf(&s, "%s %s [", v.VIP, v.InUse().Scheduler)
-		for i, backend := range v.Backends {
-			if i > 0 {
-				s.WriteByte(' ')
-			}
-			fmt.Fprintf(&s, "%s/%s/%d/%s", backend.At, backend.Mode, backend.Weight, admin(backend))
-		}
-		s.WriteString("] ")
-		if len(v.SNAT) > 0 {
-			fmt.Fprintf(&s, "snat %v ", v.SNAT)
-		}
-		if s.Len() > 400 {
-			s.WriteString("... ")
-			break
-		}
-	}
-	if s.Len() == 0 {
-		s.WriteString("no VIPs ")
+		return err
 	}
 	more := ""
 	if len(pool) > 8 {
-		pool, more = pool[:8], " ..."
+		more = fmt.Sprintf(" and %d more", len(pool)-8)
+		pool = pool[:8]
 	}
-	return fmt.Sprintf("%s; snat %s %v%s", strings.TrimSpace(s.String()), b.SNATPorts(), pool, more)
+	s.pool = fmt.Sprintf("snat %s %v%s", b.SNATPorts(), pool, more)
+	return nil
+}
+
+func (s *summary) equal(o *summary) bool {
+	return s.instead == o.instead && s.pool == o.pool && stdmaps.Equal(s.lines, o.lines)
+}
+
+// syslogLine is about how much of a configuration syslog takes.
+const syslogLine = 400
+
+// text is the summary on one line: first of the VIPs that are otherwise in the other
+// state, and of the rest as much as there is room for.
+func (s *summary) text(other *summary) string {
+	if s.instead != "" {
+		return s.instead
+	}
+	same := func(v maps.VIP) bool { return s.lines[v] == other.lines[v] }
+	vips := slices.Clone(s.vips)
+	slices.SortStableFunc(vips, func(a, b maps.VIP) int {
+		switch {
+		case same(a) == same(b):
+			return 0
+		case same(b):
+			return -1
+		}
+		return 1
+	})
+	text := "no VIPs"
+	for i, v := range vips {
+		if i == 0 {
+			text = s.lines[v]
+		} else if text += " " + s.lines[v]; len(text) > syslogLine && i < len(vips)-1 {
+			text += fmt.Sprintf(" ... %d more", len(vips)-1-i)
+			break
+		}
+	}
+	if len(text) > 2*syslogLine { // of one VIP
+		text = text[:2*syslogLine] + "..."
+	}
+	return text + "; " + s.pool
 }
 
 // noFlags is for commands that have none of their own.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xdplb/xdplb/cmd/xdplb/internal/lab"
+	"github.com/xdplb/xdplb/maps"
 )
 
 // TestChangesAreLogged: every change, and no listing, tells syslog who did what, and the state before and after.
@@ -70,4 +72,27 @@ func receive(t *testing.T, log net.PacketConn) string {
 		t.Fatal(err)
 	}
 	return string(buffer[:n])
+}
+
+// TestLogSaysWhatChanged: among many VIPs those that a change is about come first.
+func TestLogSaysWhatChanged(t *testing.T) {
+	var before, after summary
+	for _, s := range []*summary{&before, &after} {
+		s.lines, s.pool = make(map[maps.VIP]string), "snat"
+		for port := range uint16(100) {
+			v := maps.VIP{Addr: netip.MustParseAddr("192.0.2.10"), Port: port + 1, Proto: unix.IPPROTO_TCP}
+			s.vips, s.lines[v] = append(s.vips, v), v.String()+" maglev []"
+		}
+	}
+	v := after.vips[70]
+	after.lines[v] = v.String() + " rr []"
+	if !before.equal(&before) || before.equal(&after) {
+		t.Error("what differs is equal, or the other way round")
+	}
+	if text := before.text(&after); !strings.HasPrefix(text, v.String()+" maglev []") || len(text) > 2*syslogLine {
+		t.Errorf("before: %s", text)
+	}
+	if text := after.text(&before); !strings.HasPrefix(text, v.String()+" rr []") || !strings.Contains(text, " more; snat") {
+		t.Errorf("after: %s", text)
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/pflag"
 
@@ -28,6 +29,7 @@ type env struct {
 	pins           string
 	json           bool
 	args           []string // without flags
+	typed          []string // all of it, as it was given
 }
 
 // notice tells people something that is no failure.
@@ -44,13 +46,15 @@ type command struct {
 	summary string
 	more    string // of --help, after the summary
 	changes bool   // it changes the balancer, and is logged
+	hidden  bool   // it is for programs: no help lists it
 	setup   func(*pflag.FlagSet) func(*env) error
 }
 
 func commands() []command {
 	return slices.Concat(
 		attachCommands(), vipCommands(), backendCommands(), drainCommands(), statsCommands(),
-		flowsCommands(), snatCommands(), applyCommands(), saveCommands(), statusCommands(), doctorCommands(), realserverCommands(), ipvsadmCommands(), demoCommands(),
+		flowsCommands(), snatCommands(), applyCommands(), saveCommands(), statusCommands(), doctorCommands(), explainCommands(), realserverCommands(), ipvsadmCommands(), demoCommands(),
+		completionCommands(), manCommands(),
 	)
 }
 
@@ -59,7 +63,7 @@ type usageError struct{ error }
 
 func usagef(format string, a ...any) error { return usageError{fmt.Errorf(format, a...)} }
 
-func main() { os.Exit(run(argumentsOf(os.Args), os.Stdout, os.Stderr)) }
+func main() { os.Exit(run(argumentsOf(os.Args), openOutput(), os.Stderr)) }
 
 // argumentsOf are those behind the program's name; a link named ipvsadm is that command.
 func argumentsOf(args []string) []string {
@@ -73,18 +77,19 @@ func argumentsOf(args []string) []string {
 func run(arguments []string, stdout, stderr io.Writer) int {
 	words := leadingWords(arguments)
 	if len(words) == 0 || words[0] == "help" {
-		printHelp(stdout)
+		printHelp(outputOf(command{name: "help"}, stdout))
 		return exitDone
 	}
 	cmd, err := find(words)
 	if err != nil {
-		fmt.Fprintf(stderr, "xdplb: %v\n", err)
+		fmt.Fprintf(stderr, "xdplb: %s\n", oneLine(err.Error()))
 		return exitUsage
 	}
+	stdout = outputOf(cmd, stdout)
 	if cmd.name == ipvsadmName { // its options are not ours
 		return runIpvsadm(arguments, stdout, stderr)
 	}
-	e := &env{stdout: stdout, stderr: stderr}
+	e := &env{stdout: stdout, stderr: stderr, typed: arguments}
 	flags := pflag.NewFlagSet(cmd.name, pflag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	flags.SortFlags = false
@@ -93,10 +98,10 @@ func run(arguments []string, stdout, stderr io.Writer) int {
 	err = flags.Parse(arguments)
 	if errors.Is(err, pflag.ErrHelp) {
 		printUsage(stdout, cmd, flags)
-		return exitDone
+		return saidAll(exitDone, stdout, stderr)
 	}
 	if err != nil {
-		err = usagef("%v; see: xdplb %s --help", err, cmd.name)
+		err = usagef("%s; see: xdplb %s --help", flagError(err), cmd.name)
 	} else {
 		e.args, e.pins = flags.Args()[len(strings.Fields(cmd.name)):], *pins
 		err = e.check(cmd, *output)
@@ -105,12 +110,12 @@ func run(arguments []string, stdout, stderr io.Writer) int {
 		err = logged(e, cmd, runs)
 	}
 	if err == nil {
-		return exitDone
+		return saidAll(exitDone, stdout, stderr)
 	}
 	if status := exitStatus(0); errors.As(err, &status) {
-		return int(status)
+		return saidAll(int(status), stdout, stderr)
 	}
-	fmt.Fprintln(stderr, complaint(cmd, e.args, err))
+	fmt.Fprintln(stderr, complaint(cmd, e.args, e.mended(cmd, err)))
 	if errors.As(err, new(usageError)) {
 		return exitUsage
 	}
@@ -158,13 +163,29 @@ func wanted(cmd command) string {
 
 // complaint is the one line that a failure gets: command, object, mend.
 func complaint(cmd command, args []string, err error) string {
-	text := strings.Join(strings.Fields(err.Error()), " ")
+	text := oneLine(err.Error())
 	for _, arg := range args {
-		if strings.HasPrefix(text, arg) {
+		if arg != "" && strings.HasPrefix(text, arg) {
 			return fmt.Sprintf("xdplb: %s %s", cmd.name, text)
 		}
 	}
 	return fmt.Sprintf("xdplb: %s: %s", cmd.name, text)
+}
+
+// oneLine keeps the blanks of commands, and what a terminal would obey away.
+func oneLine(text string) string {
+	var lines []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, strings.ReplaceAll(strings.Join(lines, " "), "\t", " "))
 }
 
 // leadingWords are the arguments before the first that is neither a word of a
@@ -202,6 +223,9 @@ func printHelp(w io.Writer) {
 	fmt.Fprint(w, "xdplb balances TCP and UDP at the network card (XDP). Commands:\n\n")
 	table := newTable(w)
 	for _, c := range commands() {
+		if c.hidden {
+			continue
+		}
 		table.row("  xdplb "+strings.TrimSpace(c.name+" "+c.args), c.summary)
 	}
 	table.flush()

@@ -12,7 +12,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(&tidyRun{m}, map[string]func(){
 		"xdplb": main, "ipvsadm": main,
 		"on": onMain, "until": untilMain, "refused": refusedMain,
-		"udp": udpMain, "hold": holdMain, "bulk": bulkMain, "ttl": ttlMain,
-		"secrets": secretsMain,
+		"mended": mendedMain, "instead": insteadMain, "halves": halvesMain,
+		"udp": udpMain, "hold": holdMain, "bulk": bulkMain, "ttl": ttlMain, "tag": tagMain,
+		"secrets": secretsMain, guestInit: guestMain,
 	})
 }

@@ -4,12 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
 
 	"github.com/xdplb/xdplb/cmd/xdplb/internal/config"
 	"github.com/xdplb/xdplb/cmd/xdplb/internal/ipvsadm"
@@ -25,16 +26,21 @@ With --format ipvsadm it is what ipvsadm -S -n prints: services and servers only
 `
 
 const restoreHelp = `
-Reads what save has written, from FILE or standard input, and makes the balancer exactly that; a run changes all
-or, if anything is wrong with the file, nothing. What is as the file says is not touched, and goes on serving.
-A run that was killed is finished by the next. An empty file does nothing. See also: xdplb apply --help
+Reads what save has written and makes the balancer exactly that; a run changes all or, if anything is wrong with
+the file, nothing. What is as the file says is not touched, and goes on serving. A run that was killed is finished by
+the next. An empty file does nothing. See also: xdplb apply --help.
 With --format ipvsadm it reads what ipvsadm -S has written, and attaches the interfaces that it needs.
+
+FILE - is standard input, and so is no FILE where a file or a pipe is redirected into it. Otherwise, without FILE,
+it restores what a boot needs: the first that there is of /etc/xdplb/xdplb.yaml (of save), /etc/sysconfig/ipvsadm and
+/etc/ipvsadm.rules (of ipvsadm -S). Without any of them there is nothing to do, which is no failure. This is what
+xdplb.service does at boot and systemctl reload xdplb at any time.
 `
 
 func saveCommands() []command {
 	return []command{
 		{name: "save", args: "[FILE] [--format yaml|ipvsadm]", max: 1, summary: "write the configuration, secret hash key included", more: saveHelp, setup: setupSave},
-		{name: "restore", args: "[FILE] [--format yaml|ipvsadm]", max: 1, summary: "read what save has written", more: restoreHelp, setup: setupRestore},
+		{name: "restore", args: "[FILE|-] [--format yaml|ipvsadm]", max: 1, summary: "read what save has written; without FILE: as at boot", more: restoreHelp, setup: setupRestore},
 	}
 }
 
@@ -91,6 +97,8 @@ func saved(e *env) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	// They are the local stack's from now on, and a reboot ends all connections.
+	w.VIPs = slices.DeleteFunc(w.VIPs, func(v loader.WantedVIP) bool { return v.GivenBack })
 	var text bytes.Buffer
 	err = config.Of(w).Write(&text)
 	return text.Bytes(), err
@@ -99,6 +107,9 @@ func saved(e *env) ([]byte, error) {
 // replaceFile writes a file for its owner only. Who reads it meanwhile, or after a
 // crash, sees the old one or the new one.
 func replaceFile(path string, text []byte) (err error) {
+	if path == "" {
+		return usagef("FILE is empty; name one, or leave it out for standard output")
+	}
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return fmt.Errorf("%s: not a file; name one, or leave it out for standard output", path)
 	}
@@ -120,26 +131,80 @@ func replaceFile(path string, text []byte) (err error) {
 
 func setupRestore(flags *pflag.FlagSet) func(*env) error {
 	format := formatFlag(flags)
+	etc := flags.String("etc", "/etc", "without FILE: the `DIR` that has xdplb/xdplb.yaml, sysconfig/ipvsadm or ipvsadm.rules")
 	return func(e *env) error {
 		asIPVS, err := format()
 		if err != nil {
 			return err
 		}
-		path := "-"
-		if len(e.args) > 0 {
-			path = e.args[0]
-		} else if _, err := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS); err == nil {
-			return usagef("standard input is a terminal; name a FILE that xdplb save has written")
+		switch named := len(e.args) > 0; {
+		case flags.Changed("etc") && (named || flags.Changed("format")):
+			return usagef("--etc %s: takes the file that a boot takes; name a FILE and its --format, or --etc", *etc)
+		case named:
+			return restoreFile(e, e.args[0], asIPVS)
+		case flags.Changed("etc"):
+			return restoreBoot(e, *etc)
+		case redirected(os.Stdin):
+			return restoreFile(e, "-", asIPVS)
+		case flags.Changed("format"):
+			return usagef("--format: of no FILE; name one, or - for standard input")
 		}
-		if asIPVS {
-			return logged(e, command{name: "restore", changes: true}, func(e *env) error { return restoreIPVS(e, path) })
-		}
-		w, err := readWanted(path)
-		if err != nil {
-			return err
-		}
-		return applyWanted(e, w, applying{name: "restore"})
+		return restoreBoot(e, *etc)
 	}
+}
+
+// redirected tells whether standard input is a file or the output of another
+// program: who redirects means it to be read. A terminal, /dev/null (as under
+// systemd) and a socket (as under ssh) are just there.
+func redirected(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && (info.Mode().IsRegular() || info.Mode()&fs.ModeNamedPipe != 0)
+}
+
+func restoreFile(e *env, path string, asIPVS bool) error {
+	if asIPVS {
+		return logged(e, command{name: "restore", changes: true}, func(e *env) error { return restoreIPVS(e, path) })
+	}
+	f, err := readConfig(path)
+	if err != nil {
+		return err
+	}
+	return e.mendedFile(f, applyWanted(e, f.Wanted(), applying{name: "restore"}))
+}
+
+// bootFiles are what a boot restores: the first that there is. A link that leads
+// nowhere is there, and an error.
+var bootFiles = [...]struct {
+	path   string
+	asIPVS bool
+}{{"xdplb/xdplb.yaml", false}, {"sysconfig/ipvsadm", true}, {"ipvsadm.rules", true}}
+
+func restoreBoot(e *env, etc string) error {
+	var missing []string
+	for _, f := range bootFiles {
+		path := filepath.Join(etc, f.path)
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			missing = append(missing, path)
+			continue
+		}
+		var said bytes.Buffer
+		e.args = []string{path} // as if it had been named
+		inner := *e
+		inner.stdout = &said
+		err := restoreFile(&inner, path, f.asIPVS)
+		if err == nil && !e.json {
+			_, err = fmt.Fprintf(e.stdout, "%s: ", path)
+		}
+		if err == nil {
+			_, err = e.stdout.Write(said.Bytes())
+		}
+		return err
+	}
+	if e.json {
+		return e.printJSON(jsonOfPlan(&loader.Plan{}, false))
+	}
+	_, err := fmt.Fprintf(e.stdout, "nothing to do: there is no %s\n", strings.Join(missing, ", "))
+	return err
 }
 
 // restoreIPVS makes the services those of a file that ipvsadm -S has written, or a
@@ -150,13 +215,26 @@ func restoreIPVS(e *env, path string) error {
 	if err != nil {
 		return err
 	}
+	services := 0
 	lines, err := ipvsadm.Read(bytes.NewReader(text), names())
 	if err == nil && len(lines) > 0 {
 		all := append([]ipvsadm.Line{{Command: ipvsadm.Command{Action: ipvsadm.Clear}}}, lines...)
 		err = (&ipvsadmRun{env: e}).restore(all)
 	}
-	if err != nil {
+	if err = fileMended(err, lines, path); err != nil {
 		return fmt.Errorf("%s: %s", name, strings.TrimPrefix(err.Error(), "-R: "))
+	}
+	for _, l := range lines {
+		if l.Action == ipvsadm.AddService {
+			services++
+		}
+	}
+	switch {
+	case e.json:
+	case len(lines) == 0:
+		fmt.Fprintln(e.stdout, "nothing to do")
+	default:
+		fmt.Fprintf(e.stdout, "services restored: %d\n", services)
 	}
 	return nil
 }

@@ -34,9 +34,12 @@ const patience = 30 * time.Second
 //	on NODE COMMAND...                    run a command in a node
 //	until PATTERN COMMAND...              run a command until it succeeds and prints what matches
 //	refused STATUS COMMAND...             run a command that must fail with one line and change nothing
+//	halves                                connections ended by one side: see script_halves_test.go
+//	mended, instead COMMAND...            paste what the error of a command names: see script_mend_test.go
 //	json PATH VALUE...                    compare a part of the JSON printed last
 //	sum A + B... = C + D...               the same, for numbers; also < and >
 //	udp, hold, bulk, ttl                  traffic: see script_traffic_test.go
+//	tag PORT TRUNK VLAN                   a switch whose port is in a VLAN: see script_tag_test.go
 //	secrets                               connections that must not be mixed up: see script_secrets_test.go
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{

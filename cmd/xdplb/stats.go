@@ -45,21 +45,46 @@ type backendJSON struct {
 }
 
 type vipJSON struct {
-	VIP          string   `json:"vip"`
-	Scheduler    string   `json:"scheduler"`
-	SourcePrefix *uint8   `json:"source_prefix,omitempty"`
-	Affinity     float64  `json:"affinity,omitempty"` // seconds
-	Group        string   `json:"affinity_group,omitempty"`
-	Mode         string   `json:"mode"`
-	Track        string   `json:"track"`
-	TableSize    uint32   `json:"table_size"`
-	MovingSlots  int      `json:"moving_slots"`
-	Fingerprint  string   `json:"fingerprint"`
-	SNAT         []string `json:"snat,omitempty"` // addresses of its own
+	VIP          string        `json:"vip"`
+	Scheduler    string        `json:"scheduler"`
+	SourcePrefix *uint8        `json:"source_prefix,omitempty"`
+	Affinity     float64       `json:"affinity,omitempty"` // seconds
+	Group        string        `json:"affinity_group,omitempty"`
+	Mode         string        `json:"mode"`
+	Track        string        `json:"track"`
+	TableSize    uint32        `json:"table_size"`
+	MovingSlots  int           `json:"moving_slots"`
+	Fingerprint  string        `json:"fingerprint"`
+	SNAT         []string      `json:"snat,omitempty"` // addresses of its own
+	Handover     *handoverJSON `json:"handover,omitempty"`
 	*countersJSON
 	Active        *int          `json:"active"`
 	ActiveAtLeast bool          `json:"active_at_least"`
 	Backends      []backendJSON `json:"backends"`
+}
+
+// handoverJSON is what goes between xdplb and the local stack, and what the latter still has.
+type handoverJSON struct {
+	Direction string  `json:"direction"`    // from_local or to_local
+	Left      float64 `json:"left_seconds"` // 0: it ends when no connection needs it
+	*countersJSON
+	Active        *int `json:"active"`
+	ActiveAtLeast bool `json:"active_at_least"`
+}
+
+func handoverOf(v *loader.VIPView, counters bool) *handoverJSON {
+	if v.Handover == nil {
+		return nil
+	}
+	j := &handoverJSON{Direction: "from_local", Left: v.Handover.Left.Seconds()}
+	if v.Handover.Back {
+		j.Direction = "to_local"
+	}
+	if counters {
+		j.countersJSON = countersOf(v.Handover.Local.Counters, v)
+	}
+	j.Active, j.ActiveAtLeast = activeJSON(v.Handover.Local.Active)
+	return j
 }
 
 type statsJSON struct {
@@ -69,6 +94,9 @@ type statsJSON struct {
 	Passed    uint64            `json:"passed"`
 	Reasons   map[string]uint64 `json:"reasons"`
 }
+
+// localStack stands for the kernel in listings: during a handover it has connections, too.
+const localStack = "local"
 
 func countersOf(c maps.Counters, v *loader.VIPView) *countersJSON {
 	j := &countersJSON{Packets: c.Packets, Bytes: c.Bytes, ReplyPackets: c.ReplyPackets, ReplyBytes: c.ReplyBytes}
@@ -117,6 +145,7 @@ func jsonOf(views []loader.VIPView, counters bool) []vipJSON {
 		if counters {
 			j.countersJSON = countersOf(v.Counters, v)
 		}
+		j.Handover = handoverOf(v, counters)
 		j.Active, j.ActiveAtLeast = activeJSON(v.Active)
 		for _, b := range v.Backends {
 			bj := backendJSON{
@@ -181,6 +210,10 @@ func printStats(w io.Writer, views []loader.VIPView, p maps.Packets) {
 		for _, b := range v.Backends {
 			table.row("  -> "+b.At.String(), b.Mode.String(), fmt.Sprint(b.Weight), backendState(b),
 				fmt.Sprint(b.Packets), fmt.Sprint(b.Bytes), connectionsText(v, b.Connections), activeText(b.Active))
+		}
+		if v.Handover != nil {
+			b := v.Handover.Local
+			table.row("  -> "+localStack, "", "", "", fmt.Sprint(b.Packets), fmt.Sprint(b.Bytes), connectionsText(v, b.Connections), activeText(b.Active))
 		}
 	}
 	table.flush()

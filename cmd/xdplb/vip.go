@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -13,7 +15,7 @@ func vipCommands() []command {
 	return []command{
 		{name: "vip add", args: "VIP", min: 1, max: 1, changes: true, summary: "add a VIP", setup: setupVIP((*loader.Balancer).AddVIP)},
 		{name: "vip set", args: "VIP", min: 1, max: 1, changes: true, summary: "change what the flags name", setup: setupVIP((*loader.Balancer).SetVIP)},
-		{name: "vip del", args: "VIP", min: 1, max: 1, changes: true, summary: "delete a VIP and its backends", setup: noFlags(vipDel)},
+		{name: "vip del", args: "VIP", min: 1, max: 1, changes: true, summary: "delete a VIP and its backends", setup: setupVIPDel},
 		{name: "vip list", args: "[VIP]", max: 1, summary: "list VIPs", setup: noFlags(vipList)},
 	}
 }
@@ -31,12 +33,16 @@ func setupVIP(apply func(*loader.Balancer, maps.VIP, loader.VIPOptions) error) f
 		snat := flags.StringArray("snat", nil, "an `ADDR` of its own that FULL-NAT sends from, or pool; may be repeated")
 		anySNAT := flags.Bool("any-snat", false, "SNAT addresses need not be this host's")
 		assign := flags.String("assign", "", "put the address on this `IFACE` and announce it")
+		handover := flags.Duration("handover", 0, "take over from the local stack, such as IPVS: connections that it has stay there, of those silent for `DURATION` or less all")
 		return func(e *env) error {
 			v, err := maps.ParseVIP(e.args[0])
 			if err != nil {
 				return usageError{err}
 			}
 			var o loader.VIPOptions
+			if o.Handover, err = parseHandover(flags, handover); err != nil {
+				return err
+			}
 			if err := parseVIPOptions(&o, flags, *mode, *scheduler, *track); err != nil {
 				return usageError{err}
 			}
@@ -60,9 +66,40 @@ func setupVIP(apply func(*loader.Balancer, maps.VIP, loader.VIPOptions) error) f
 			if flags.Changed("assign") {
 				o.Assign = assign
 			}
-			return change(e, func(b *loader.Balancer) error { return apply(b, v, o) })
+			if err := change(e, func(b *loader.Balancer) error { return apply(b, v, o) }); err != nil {
+				return err
+			}
+			if o.Handover != nil {
+				e.noteForeign(v)
+			}
+			return nil
 		}
 	}
+}
+
+// parseHandover returns nil if the flag is not given.
+func parseHandover(flags *pflag.FlagSet, d *time.Duration) (*time.Duration, error) {
+	if !flags.Changed("handover") {
+		return nil, nil
+	}
+	if err := loader.CheckHandover(*d); err != nil {
+		return nil, usageError{err}
+	}
+	return d, nil
+}
+
+// noteForeign says that the kernel takes no packets to a VIP.
+func (e *env) noteForeign(v maps.VIP) {
+	if note := foreignNote(v.Addr); note != "" {
+		e.notice("%s", note)
+	}
+}
+
+func foreignNote(addr netip.Addr) string {
+	if owner, err := loader.OwnerOf(addr); err == nil && owner.Has {
+		return ""
+	}
+	return fmt.Sprintf("%s: not an address of this host, and IPVS takes only packets to such; put it on an interface: ip addr add %s dev IFACE", addr, netip.PrefixFrom(addr, addr.BitLen()))
 }
 
 func parseVIPOptions(o *loader.VIPOptions, flags *pflag.FlagSet, mode, scheduler, track string) error {
@@ -100,12 +137,26 @@ func change(e *env, f func(*loader.Balancer) error) (err error) {
 	return f(b)
 }
 
-func vipDel(e *env) error {
-	v, err := maps.ParseVIP(e.args[0])
-	if err != nil {
-		return usageError{err}
+func setupVIPDel(flags *pflag.FlagSet) func(*env) error {
+	handover := flags.Duration("handover", 0, "give it back to the local stack, such as IPVS: connections that backends have stay there. The VIP goes when none is left, after `DURATION`, with the next refresh")
+	return func(e *env) error {
+		v, err := maps.ParseVIP(e.args[0])
+		if err != nil {
+			return usageError{err}
+		}
+		d, err := parseHandover(flags, handover)
+		if err != nil {
+			return err
+		}
+		if d == nil {
+			return change(e, func(b *loader.Balancer) error { return b.DeleteVIP(v) })
+		}
+		if err := change(e, func(b *loader.Balancer) error { return b.GiveBack(&v, *d) }); err != nil {
+			return err
+		}
+		e.noteForeign(v)
+		return nil
 	}
-	return change(e, func(b *loader.Balancer) error { return b.DeleteVIP(v) })
 }
 
 // optionalVIP is the VIP that a listing is limited to.
@@ -162,6 +213,9 @@ func affinityText(v *loader.VIPView) string {
 
 // vipState says how much of the table follows flows of late changes.
 func vipState(v *loader.VIPView) string {
+	if v.Handover != nil {
+		return handoverText(v.Handover)
+	}
 	if v.MovingSlots == 0 {
 		return "settled"
 	}
@@ -170,6 +224,17 @@ func vipState(v *loader.VIPView) string {
 		return "rebalancing <1 %"
 	}
 	return fmt.Sprintf("rebalancing %.0f %%", percent)
+}
+
+func handoverText(h *loader.HandoverView) string {
+	text := "taking over"
+	if h.Back {
+		text = "giving back"
+	}
+	if h.Left == 0 {
+		return text + ", ends"
+	}
+	return fmt.Sprintf("%s, %s left", text, h.Left.Round(time.Second))
 }
 
 func readViews(e *env) ([]loader.VIPView, error) {

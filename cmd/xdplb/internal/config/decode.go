@@ -12,13 +12,18 @@ import (
 )
 
 // Parse reads a file; name is what errors call it.
-func Parse(name string, text []byte) (*File, error) {
-	f := &File{Place: Place{file: name, line: 1}}
+func Parse(name string, text []byte) (*File, error) { return ParseAt(name, name, text) }
+
+// ParseAt is Parse of a file that has another name for commands that mend it; with
+// none there are no such commands.
+func ParseAt(name, path string, text []byte) (*File, error) {
+	s := &source{path, strings.Split(strings.ReplaceAll(string(text), "\r\n", "\n"), "\n")}
+	f := &File{Place: Place{file: name, line: 1, source: s}}
 	tree, err := parser.ParseBytes(text, 0, parser.AllowDuplicateMapKey()) // we name both lines
 	if err != nil {
 		return nil, syntaxError(name, err)
 	}
-	d := decoder{file: name, anchors: make(map[string]ast.Node)}
+	d := decoder{file: name, source: s, anchors: make(map[string]ast.Node)}
 	empty := true
 	for _, doc := range tree.Docs {
 		if doc.Body == nil || doc.Body.Type() == ast.CommentType || doc.Body.Type() == ast.NullType {
@@ -44,6 +49,7 @@ func syntaxError(file string, err error) error {
 
 type decoder struct {
 	file    string
+	source  *source
 	anchors map[string]ast.Node
 }
 
@@ -114,6 +120,9 @@ func (d *decoder) scalar(n ast.Node, path string, v reflect.Value, s scalar) err
 	}
 	value, err := s.parse(text)
 	if err != nil {
+		if near, ok := s.nearest(text); ok {
+			err = errors.New(with(err.Error(), d.source.replace(scalarSpot(n), near)))
+		}
 		return d.errorf(n, path, "%w", err)
 	}
 	v.Set(reflect.ValueOf(value).Convert(v.Type()))
@@ -160,17 +169,23 @@ func (d *decoder) object(n ast.Node, path string, v reflect.Value) error {
 		return err
 	}
 	place := v.Addr().Interface().(interface{ place() *Place }).place()
-	*place = Place{file: d.file, path: path, line: line(n), lines: make(map[string]int)}
+	*place = Place{file: d.file, path: path, line: line(n), lines: make(map[string]int), source: d.source, spots: make(map[string]spot)}
+	place.first, place.last = extent(n)
 	fields := fieldsOf(v.Type())
 	var pairs []*ast.MappingValueNode
 	switch m := n.(type) {
 	case *ast.MappingNode:
-		pairs = m.Values
+		if pairs = m.Values; m.IsFlowStyle {
+			place.start = spotOf(m.Start)
+		} else if len(pairs) > 0 {
+			place.start = spotOf(pairs[0].Key.GetToken())
+		}
 	case *ast.MappingValueNode:
 		pairs = []*ast.MappingValueNode{m}
+		place.start = spotOf(m.Key.GetToken())
 	default:
 		if _, ok := scalarText(n); ok && fields.short != "" {
-			place.lines[fields.short] = place.line
+			place.lines[fields.short], place.spots[fields.short], place.short = place.line, scalarSpot(n), true
 			return d.value(n, join(path, fields.short), v.Field(fields.at[fields.short].index))
 		}
 		return d.errorf(n, path, "%s; write an object with %s", kind(n), strings.Join(fields.names, ", "))
@@ -207,6 +222,7 @@ func (d *decoder) field(pair *ast.MappingValueNode, path string, place *Place, f
 	if pair.Value == nil || pair.Value.Type() == ast.NullType {
 		return d.errorf(pair, join(path, name), "nothing there; leave the field out, or write [] for none")
 	}
+	place.spots[name] = scalarSpot(pair.Value)
 	return d.value(pair.Value, join(path, name), v.Field(field.index))
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/xdplb/xdplb/cmd/xdplb/internal/ipvsadm"
 	"github.com/xdplb/xdplb/loader"
 	"github.com/xdplb/xdplb/maps"
 )
@@ -56,17 +57,18 @@ type Timeouts struct {
 // VIP is a virtual service. What is left out has its default.
 type VIP struct {
 	Place
-	VIP           maps.VIP       `yaml:"vip,required" doc:"ADDR:PORT[/tcp|/udp]; an IPv6 address stands in brackets; port 0 is every port."`
-	Mode          loader.Mode    `yaml:"mode" doc:"How packets reach backends that name no mode (default dr)."`
-	Scheduler     maps.Scheduler `yaml:"scheduler" doc:"Who gets a new flow (default maglev)."`
-	SourcePrefix  *uint8         `yaml:"source_prefix" doc:"With scheduler source, or affinity: bits of the client's address that count (default all)."`
-	Affinity      *Duration      `yaml:"affinity" doc:"How long a client keeps its backend after its last new flow."`
-	AffinityGroup string         `yaml:"affinity_group" doc:"VIPs of one group share their clients' backends."`
-	Track         Track          `yaml:"track" doc:"Follow flows while something changes (default), or all."`
-	TableSize     *uint32        `yaml:"table_size" doc:"Slots of the lookup table, a prime. Fixed while the VIP lives."`
-	Assign        string         `yaml:"assign" doc:"Interface to put the address on."`
-	SNAT          []netip.Addr   `yaml:"snat" doc:"Addresses that its FULL-NAT backends see, instead of the pool's."`
-	Backends      []Backend      `yaml:"backends" doc:"All backends. One that is not here is removed."`
+	VIP           maps.VIP           `yaml:"vip,required" doc:"ADDR:PORT[/tcp|/udp]; an IPv6 address stands in brackets; port 0 is every port."`
+	Mode          loader.Mode        `yaml:"mode" doc:"How packets reach backends that name no mode (default dr)."`
+	Scheduler     maps.Scheduler     `yaml:"scheduler" doc:"Who gets a new flow (default maglev)."`
+	Ipvsadm       ipvsadm.Scheduling `yaml:"ipvsadm" doc:"What ipvsadm -Ln calls the scheduler, with ipvsadm's flags, such as wrr or mh,mh-fallback; it must be one that the scheduler stands for. Left out: as it is."`
+	SourcePrefix  *uint8             `yaml:"source_prefix" doc:"With scheduler source, or affinity: bits of the client's address that count (default all)."`
+	Affinity      *Duration          `yaml:"affinity" doc:"How long a client keeps its backend after its last new flow."`
+	AffinityGroup string             `yaml:"affinity_group" doc:"VIPs of one group share their clients' backends."`
+	Track         Track              `yaml:"track" doc:"Follow flows while something changes (default), or all."`
+	TableSize     *uint32            `yaml:"table_size" doc:"Slots of the lookup table, a prime. Fixed while the VIP lives."`
+	Assign        string             `yaml:"assign" doc:"Interface to put the address on."`
+	SNAT          []netip.Addr       `yaml:"snat" doc:"Addresses that its FULL-NAT backends see, instead of the pool's."`
+	Backends      []Backend          `yaml:"backends" doc:"All backends. One that is not here is removed."`
 }
 
 // Backend is a server of a VIP.
@@ -84,6 +86,12 @@ type Place struct {
 	path  string // vips[0].backends[1]
 	line  int
 	lines map[string]int // of the fields it has
+
+	source      *source
+	spots       map[string]spot // of fields that are one value
+	start       spot            // of the first field; of the brace, in flow style
+	short       bool            // one value stands for it
+	first, last int             // lines, of an item of a list in block style
 }
 
 func (p *Place) place() *Place { return p }

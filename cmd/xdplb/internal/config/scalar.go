@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/xdplb/xdplb/cmd/xdplb/internal/ipvsadm"
 	"github.com/xdplb/xdplb/loader"
 	"github.com/xdplb/xdplb/maps"
 )
@@ -21,6 +22,20 @@ type scalar struct {
 	text    func(any) string // nil: fmt.Sprint
 	schema  map[string]any
 	example string
+	low     uint64 // of numbers that are one of a range
+	high    uint64
+}
+
+// nearest is the number of the range that is nearest to one outside of it.
+func (s scalar) nearest(text string) (near string, ok bool) {
+	digits, negative := strings.CutPrefix(text, "-")
+	if s.high == 0 || digits == "" || strings.Trim(digits, "0123456789") != "" {
+		return "", false
+	}
+	if n, err := strconv.ParseUint(digits, 10, 64); negative || err == nil && n < s.low {
+		return fmt.Sprint(s.low), true
+	}
+	return fmt.Sprint(s.high), true
 }
 
 // write is the text of a value.
@@ -32,24 +47,25 @@ func (s scalar) write(v any) string {
 }
 
 var scalars = map[reflect.Type]scalar{
-	reflect.TypeFor[string]():           {parse: parseName, schema: text(`^\S+$`), example: "eth0"},
-	reflect.TypeFor[bool]():             {parse: parseBool, schema: map[string]any{"type": "boolean"}, example: "true"},
-	reflect.TypeFor[uint8]():            {parse: number[uint8](0, 128), schema: integer(0, 128), example: "24"},
-	reflect.TypeFor[uint16]():           {parse: number[uint16](0, 65535), schema: integer(0, 65535), example: "1"},
-	reflect.TypeFor[uint32]():           {parse: parseTableSize, schema: integer(maps.MinTableSize, maps.MaxTableSize), example: fmt.Sprint(maps.DefaultTableSize)},
-	reflect.TypeFor[Size]():             {parse: number[Size](1, 1<<31), schema: integer(1, 1<<31), example: fmt.Sprint(loader.DefaultMaxVIPs)},
-	reflect.TypeFor[Duration]():         {parse: parseDuration, text: durationText, schema: text(`^([0-9.]+(h|m|s))+$`), example: "15m"},
-	reflect.TypeFor[MAC]():              {parse: parseMAC, schema: text(`^[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}$`), example: "00:00:5e:00:01:0a"},
-	reflect.TypeFor[loader.PortRange](): {parse: parsePorts, schema: text(`^[0-9]{1,5}-[0-9]{1,5}$`), example: "1024-65535"},
-	reflect.TypeFor[Track]():            oneOf(TrackChanges, TrackAll),
-	reflect.TypeFor[loader.XDPMode]():   oneOf(loader.XDPAuto, loader.XDPNative, loader.XDPGeneric),
-	reflect.TypeFor[loader.Mode]():      named(loader.ParseMode, "dr", "tun", "nat", "fullnat"),
-	reflect.TypeFor[maps.Scheduler]():   named(loader.ParseScheduler, "maglev", "source", "rr", "lc"),
-	reflect.TypeFor[netip.Addr]():       {parse: parseAddr, schema: text(`^[0-9A-Fa-f:.]+$`), example: "192.0.2.20"},
-	reflect.TypeFor[netip.Prefix]():     {parse: parseSpread, schema: text(`^[0-9.]+/[0-9]+$`), example: "172.31.0.0/16"},
-	reflect.TypeFor[netip.AddrPort]():   {parse: parseBackend, text: backendText, schema: text(`^(\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f:.]+)(:[0-9]{1,5})?$`), example: "10.0.0.11"},
-	reflect.TypeFor[maps.VIP]():         {parse: parseVIP, schema: text(`^(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5}(/(tcp|udp))?$`), example: "192.0.2.10:80"},
-	reflect.TypeFor[maps.HashKey]():     {parse: parseKey, text: keyText, schema: text(`^[0-9A-Fa-f]{32}$`), example: "what `openssl rand -hex 16` prints"},
+	reflect.TypeFor[string]():             {parse: parseName, schema: text(`^\S+$`), example: "eth0"},
+	reflect.TypeFor[bool]():               {parse: parseBool, schema: map[string]any{"type": "boolean"}, example: "true"},
+	reflect.TypeFor[uint8]():              ranged[uint8](0, 128, "24"),
+	reflect.TypeFor[uint16]():             ranged[uint16](0, 65535, "1"),
+	reflect.TypeFor[uint32]():             {parse: parseTableSize, schema: integer(maps.MinTableSize, maps.MaxTableSize), example: fmt.Sprint(maps.DefaultTableSize)},
+	reflect.TypeFor[Size]():               ranged[Size](1, 1<<31, fmt.Sprint(loader.DefaultMaxVIPs)),
+	reflect.TypeFor[Duration]():           {parse: parseDuration, text: durationText, schema: text(`^([0-9.]+(h|m|s))+$`), example: "15m"},
+	reflect.TypeFor[MAC]():                {parse: parseMAC, schema: text(`^[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}$`), example: "00:00:5e:00:01:0a"},
+	reflect.TypeFor[loader.PortRange]():   {parse: parsePorts, schema: text(`^[0-9]{1,5}-[0-9]{1,5}$`), example: "1024-65535"},
+	reflect.TypeFor[Track]():              oneOf(TrackChanges, TrackAll),
+	reflect.TypeFor[loader.XDPMode]():     oneOf(loader.XDPAuto, loader.XDPNative, loader.XDPGeneric),
+	reflect.TypeFor[loader.Mode]():        named(loader.ParseMode, "dr", "tun", "nat", "fullnat"),
+	reflect.TypeFor[maps.Scheduler]():     named(loader.ParseScheduler, "maglev", "source", "rr", "lc"),
+	reflect.TypeFor[ipvsadm.Scheduling](): {parse: parseIpvsadm, schema: text(`^(rr|wrr|lc|wlc|sed|nq|mh|sh)(,mh-fallback|,sh-fallback)?(,mh-port|,sh-port)?(,ops)?$`), example: "wrr"},
+	reflect.TypeFor[netip.Addr]():         {parse: parseAddr, schema: text(`^[0-9A-Fa-f:.]+$`), example: "192.0.2.20"},
+	reflect.TypeFor[netip.Prefix]():       {parse: parseSpread, schema: text(`^[0-9.]+/[0-9]+$`), example: "172.31.0.0/16"},
+	reflect.TypeFor[netip.AddrPort]():     {parse: parseBackend, text: backendText, schema: text(`^(\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f:.]+)(:[0-9]{1,5})?$`), example: "10.0.0.11"},
+	reflect.TypeFor[maps.VIP]():           {parse: parseVIP, schema: text(`^(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5}(/(tcp|udp))?$`), example: "192.0.2.10:80"},
+	reflect.TypeFor[maps.HashKey]():       {parse: parseKey, text: keyText, schema: text(`^[0-9A-Fa-f]{32}$`), example: "what `openssl rand -hex 16` prints"},
 }
 
 func text(pattern string) map[string]any {
@@ -90,6 +106,11 @@ func named[T fmt.Stringer](parse func(string) (T, error), words ...string) scala
 		v, err := parse(s)
 		return v, err
 	}}
+}
+
+// ranged is a type whose values are numbers of a range.
+func ranged[T ~uint8 | ~uint16 | ~uint32](low, high uint64, example string) scalar {
+	return scalar{parse: number[T](low, high), schema: integer(int(low), int(high)), example: example, low: low, high: high}
 }
 
 func number[T ~uint8 | ~uint16 | ~uint32](low, high uint64) func(string) (any, error) {
@@ -179,6 +200,8 @@ func backendText(v any) string {
 	}
 	return a.String()
 }
+
+func parseIpvsadm(s string) (any, error) { v, err := ipvsadm.ParseScheduling(s); return v, err }
 
 func parseVIP(s string) (any, error) { v, err := maps.ParseVIP(s); return v, err }
 

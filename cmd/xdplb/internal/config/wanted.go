@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/xdplb/xdplb/cmd/xdplb/internal/ipvsadm"
 	"github.com/xdplb/xdplb/loader"
 	"github.com/xdplb/xdplb/maps"
 )
@@ -43,7 +44,7 @@ func (f *File) check() error {
 // once notes where a name is, and refuses one that was there before.
 func once[T comparable](lines map[T]int, p *Place, field string, name T) error {
 	if line, twice := lines[name]; twice {
-		return p.errorf(field, "%v: there twice, first in line %d; delete one of them", name, line)
+		return p.errorf(field, "%v: there twice, first in line %d; %s", name, line, with("delete one of them", p.remove()))
 	}
 	lines[name] = p.Line(field)
 	return nil
@@ -57,6 +58,9 @@ func (v *VIP) check() error {
 		if most := v.VIP.Addr.BitLen(); int(*v.SourcePrefix) > most {
 			return v.errorf("source_prefix", "%d: an address has %d bits; use 0 to %d", *v.SourcePrefix, most, most)
 		}
+	}
+	if called := v.Ipvsadm; called.Name != "" && called.Here() != v.Scheduler.String() {
+		return v.errorf("ipvsadm", "%s: the name of scheduler %s, and this one is %s; write scheduler: %[2]s, or leave it out", called, called.Here(), v.Scheduler)
 	}
 	if v.AffinityGroup != "" && v.Affinity == nil {
 		return v.errorf("affinity_group", "without affinity it says nothing; add a line affinity: 5m, or leave it out")
@@ -131,6 +135,9 @@ func (v *VIP) wanted() loader.WantedVIP {
 	if v.TableSize != nil {
 		w.TableSize = *v.TableSize
 	}
+	if v.Ipvsadm.Name != "" {
+		w.Alias = v.Ipvsadm.Code()
+	}
 	for i := range v.Backends {
 		b := &v.Backends[i]
 		backend := loader.WantedBackend{Where: b.where("address"), At: b.Address, Mode: b.Mode, Weight: 1, Drain: b.Drain}
@@ -178,6 +185,9 @@ func vipOf(w *loader.WantedVIP) VIP {
 	v := VIP{VIP: w.VIP, Mode: w.Mode, Scheduler: w.Scheduler, AffinityGroup: w.AffinityGroup, Assign: w.Assign, SNAT: w.SNAT}
 	if int(w.SourcePrefix) != w.Addr.BitLen() {
 		v.SourcePrefix = &w.SourcePrefix
+	}
+	if called := ipvsadm.OfCode(w.Alias, w.Scheduler.String()); w.Alias == called.Code() {
+		v.Ipvsadm = called
 	}
 	if w.Affinity != 0 {
 		v.Affinity = (*Duration)(&w.Affinity)

@@ -113,6 +113,7 @@ var allowed = map[Action][]string{
 	AddServer:    {"real-server", "gatewaying", "ipip", "masquerading", "fullnat", "weight", "tun-type", "tun-nocsum"},
 	EditServer:   {"real-server", "gatewaying", "ipip", "masquerading", "fullnat", "weight", "tun-type", "tun-nocsum"},
 	DeleteServer: {"real-server"},
+	Clear:        {"handover"},
 	Restore:      {"handover"},
 	List:         {"connection", "timeout", "stats", "rate", "exact", "thresholds", "persistent-conn", "tun-info", "sort", "nosort"},
 	Save:         {"sort", "nosort"},
@@ -233,7 +234,7 @@ func (c *Command) take(g given, names Resolver) (err error) {
 
 func (c *Command) takeForward(g given) error {
 	if c.Forward != nil {
-		return usagef("%s and %s: two ways of forwarding; give one", c.Forward.option(), g.name())
+		return usagef("%s and %s: two ways of forwarding; give one", c.Forward.Option(), g.name())
 	}
 	way := map[string]Forward{"gatewaying": Route, "ipip": Tunnel, "masquerading": Masq, "fullnat": FullNat}[g.long]
 	c.Forward = &way

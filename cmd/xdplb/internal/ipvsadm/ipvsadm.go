@@ -63,8 +63,8 @@ func (f Forward) String() string {
 	return [...]string{"Route", "Tunnel", "Masq", "FullNat", "Local"}[f]
 }
 
-// option is what a save file has for it.
-func (f Forward) option() string { return [...]string{"-g", "-i", "-m", "--fullnat", "-g"}[f] }
+// Option is what a save file has for it.
+func (f Forward) Option() string { return [...]string{"-g", "-i", "-m", "--fullnat", "-g"}[f] }
 
 // keepsPort: a server's port is its service's.
 func (f Forward) keepsPort() bool { return f != Masq && f != FullNat }

@@ -121,6 +121,39 @@ func OfCode(code uint8, here string) Scheduling {
 	return Scheduling{Name: "wlc"}
 }
 
+// String is name and flags, as ParseScheduling reads them: "mh,mh-fallback,mh-port", "rr,ops".
+func (s Scheduling) String() string {
+	text := s.Name
+	if flags := s.flags(); flags != "" {
+		text += "," + flags
+	}
+	if s.OnePacket {
+		text += ",ops"
+	}
+	return text
+}
+
+// ParseScheduling reads what String writes.
+func ParseScheduling(text string) (s Scheduling, err error) {
+	name, flags, _ := strings.Cut(text, ",")
+	if !slices.Contains(schedulers, name) {
+		return s, fmt.Errorf("%q: none of ipvsadm's schedulers; use one of %s", text, strings.Join(schedulers, ", "))
+	}
+	s.Name = name
+	if before, ops := strings.CutSuffix(","+flags, ",ops"); ops {
+		s.OnePacket, flags = true, strings.TrimPrefix(before, ",")
+	}
+	if flags != "" {
+		if err = s.setFlags(flags); err != nil {
+			return s, fmt.Errorf("%q: not as save writes it; use the name of the scheduler and its flags, such as mh,mh-fallback,mh-port", text)
+		}
+	}
+	if s.String() != text {
+		return s, fmt.Errorf("%q: write it as %s", text, s)
+	}
+	return s, nil
+}
+
 // flags are the scheduler's, as -b takes them.
 func (s Scheduling) flags() string {
 	var all []string

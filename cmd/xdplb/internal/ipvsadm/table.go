@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Do changes the table as a command says; after an error it is unchanged. Notes are
@@ -65,9 +66,12 @@ func (t *Table) Again(c Command) (notes []string, err error) {
 	return t.Do(c)
 }
 
+// existsError says that what shall be added is there, and not the same.
+type existsError struct{ error }
+
 func (t *Table) addService(c Command) ([]string, error) {
 	if t.Find(*c.Service) != nil {
-		return nil, fmt.Errorf("%s: exists; change it with -E", c.Service)
+		return nil, existsError{fmt.Errorf("%s: exists; change it with -E", c.Service)}
 	}
 	s := Service{Key: *c.Service}
 	if err := s.edit(&c); err != nil {
@@ -151,8 +155,10 @@ func (s *Service) newServer(c Command) (Server, []string, error) {
 		return r, nil, nil
 	}
 	// As ipvsadm does, which does not say so.
-	note := fmt.Sprintf("-r %s: %s keeps the port, so it is %d as the service's; for another use -m", r.At, r.Forward.option(), s.At.Port())
+	wanted := Server{At: r.At, Forward: Masq, Weight: r.Weight}
 	r.At = netip.AddrPortFrom(c.Host, s.At.Port())
+	note := fmt.Sprintf("-r %s: %s keeps the port, so it is %d as the service's; for another use -m: xdplb ipvsadm %s && xdplb ipvsadm %s",
+		wanted.At, r.Forward.Option(), s.At.Port(), shell(r.Rule(DeleteServer, s.Key)), shell(wanted.Rule(AddServer, s.Key)))
 	return r, []string{note}, nil
 }
 
@@ -162,10 +168,21 @@ func (s *Service) addServer(c Command) ([]string, error) {
 		return nil, err
 	}
 	if s.Server(r.At) != nil {
-		return nil, fmt.Errorf("%s: exists; change it with -e", at(s.Key, r.At))
+		return nil, existsError{fmt.Errorf("%s: exists; change it with -e", at(s.Key, r.At))}
 	}
 	s.Servers = append(s.Servers, r)
 	return append(notes, s.noteWeights()...), nil
+}
+
+// shell quotes what a shell would not take as it is: addresses in brackets.
+func shell(rule string) string {
+	words := strings.Fields(rule)
+	for i, w := range words {
+		if strings.HasPrefix(w, "[") {
+			words[i] = "'" + w + "'"
+		}
+	}
+	return strings.Join(words, " ")
 }
 
 // editServer changes only what the command names: ipvsadm makes of the rest what a
@@ -177,7 +194,9 @@ func (s *Service) editServer(c Command) ([]string, error) {
 	}
 	if c.Forward != nil && *c.Forward != r.Forward && !(r.Forward == Local && *c.Forward == Route) {
 		if c.Forward.keepsPort() && r.At.Port() != s.At.Port() {
-			return nil, fmt.Errorf("%s: %s keeps the port, and the service's is %d; delete it, and add it with that port", at(s.Key, r.At), c.Forward.option(), s.At.Port())
+			next := Server{At: netip.AddrPortFrom(r.At.Addr(), s.At.Port()), Forward: *c.Forward, Weight: r.Weight}
+			return nil, fmt.Errorf("%s: %s keeps the port, and the service's is %d; delete it, and add it with that port: xdplb ipvsadm %s && xdplb ipvsadm %s",
+				at(s.Key, r.At), c.Forward.Option(), s.At.Port(), shell(r.Rule(DeleteServer, s.Key)), shell(next.Rule(AddServer, s.Key)))
 		}
 		r.Forward = *c.Forward
 	}

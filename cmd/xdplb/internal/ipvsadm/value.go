@@ -1,9 +1,11 @@
 package ipvsadm
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -104,10 +106,60 @@ func dotted(a netip.Addr, count int) string {
 func parseWeight(s string) (*uint16, error) {
 	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil {
-		return nil, usagef("-w %s: use 0 to 65535; 0 takes no new connections", s)
+		return nil, weightError{UsageError{fmt.Errorf("-w %s: use 0 to 65535; 0 takes no new connections", s)}, s}
 	}
 	weight := uint16(n)
 	return &weight, nil
+}
+
+// weightError is a weight that there is not.
+type weightError struct {
+	UsageError
+	value string
+}
+
+func (w weightError) Unwrap() error { return w.UsageError }
+
+// NearestWeight is the weight that is nearest to a number; not ok if it is none.
+func NearestWeight(s string) (near string, ok bool) {
+	digits, negative := strings.CutPrefix(s, "-")
+	digits = strings.TrimPrefix(digits, "+")
+	if digits == "" || strings.Trim(digits, "0123456789") != "" {
+		return "", false
+	}
+	if negative {
+		return "0", true
+	}
+	if n, err := strconv.ParseUint(digits, 10, 16); err == nil {
+		return strconv.FormatUint(n, 10), true
+	}
+	return "65535", true
+}
+
+// Mended is a command line that has the nearest weight, if a wrong one is all that
+// an error of it says.
+func Mended(words []string, err error) ([]string, bool) {
+	wrong := weightError{}
+	if !errors.As(err, &wrong) {
+		return nil, false
+	}
+	near, ok := NearestWeight(wrong.value)
+	if !ok {
+		return nil, false
+	}
+	words = slices.Clone(words)
+	for i, w := range words {
+		before, is := strings.CutSuffix(w, wrong.value)
+		short := strings.HasPrefix(w, "-") && !strings.HasPrefix(w, "--")
+		switch {
+		case is && before == "" && i > 0 && (words[i-1] == "--weight" || strings.HasPrefix(words[i-1], "-") && strings.HasSuffix(words[i-1], "w")),
+			is && before == "--weight=",
+			is && short && strings.HasSuffix(strings.TrimSuffix(before, "="), "w"):
+			words[i] = before + near
+			return words, true
+		}
+	}
+	return nil, false
 }
 
 func parseHandover(s string) (time.Duration, error) {

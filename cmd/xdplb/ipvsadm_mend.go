@@ -1,0 +1,108 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/xdplb/xdplb/cmd/xdplb/internal/ipvsadm"
+	"github.com/xdplb/xdplb/loader"
+)
+
+// mended is an error that ends with the command that mends it, in ipvsadm's words
+// where there are some.
+func (r *ipvsadmRun) mended(err error) error {
+	m := new(loader.Misuse)
+	if !errors.As(err, &m) {
+		return err
+	}
+	advice, rules := rulesFor(m, &r.Command)
+	if rules == nil {
+		return remade(err, m, m.Advice, r.here(m.Command))
+	}
+	for i := range rules {
+		rules[i] = "xdplb ipvsadm " + rules[i]
+	}
+	return remade(err, m, advice, r.here(strings.Join(rules, " && ")))
+}
+
+// rulesFor are the rules to give instead of the command that was wrong; none if what
+// mends it is not one of ipvsadm's.
+func rulesFor(m *loader.Misuse, c *ipvsadm.Command) (advice string, rules []string) {
+	if c.Action != ipvsadm.AddServer && c.Action != ipvsadm.EditServer || c.Service == nil {
+		return "", nil
+	}
+	s := ipvsadm.Server{At: c.Server(c.Service.At), Weight: 1}
+	if c.Weight != nil {
+		s.Weight = *c.Weight
+	}
+	switch {
+	case len(m.Servers) > 0:
+		for _, other := range m.Servers {
+			one := ipvsadm.Server{At: other.At, Forward: forwardIn(other.Mode), Weight: other.Weight}
+			rules = append(rules, one.Rule(ipvsadm.AddServer, *c.Service))
+		}
+		return m.Advice, rules
+	case m.Use != 0 && m.Loop == nil:
+		s.Forward = forwardIn(m.Use)
+		if m.NoPort {
+			s.At = netip.AddrPortFrom(c.Host, c.Service.At.Port())
+		}
+		return strings.ReplaceAll(m.Advice, "--mode "+m.Use.String(), s.Forward.Option()), []string{s.Rule(c.Action, *c.Service)}
+	}
+	return "", nil
+}
+
+func forwardIn(mode loader.Mode) ipvsadm.Forward {
+	for way, m := range modeOf {
+		if m == mode && way != ipvsadm.Local {
+			return way
+		}
+	}
+	return ipvsadm.Route
+}
+
+// fileMended is an error about a file of ipvsadm rules that ends with the command
+// that mends the file.
+func fileMended(err error, lines []ipvsadm.Line, path string) error {
+	if path = inputPath(path); path == "" || err == nil {
+		return err
+	}
+	wrong := new(ipvsadm.LineError)
+	if errors.As(err, &wrong) && len(wrong.Mended) > 0 {
+		return fmt.Errorf("%w: %s", err, sedLines(wrong.Number, wrong.Mended, path))
+	}
+	m := new(loader.Misuse)
+	if !errors.As(err, &m) {
+		return err
+	}
+	for i := range lines {
+		l := &lines[i]
+		if l.Service == nil || !l.Host.IsValid() || l.Host != m.Backend.Addr() || keyOf(m.VIP) != *l.Service {
+			continue
+		}
+		if advice, rules := rulesFor(m, &l.Command); rules != nil {
+			return remade(err, m, advice, sedLines(l.Number, rules, path))
+		}
+	}
+	return err
+}
+
+// sedLines puts lines in the place of one.
+func sedLines(number int, lines []string, path string) string {
+	return quoted([]string{"sed", "-i", fmt.Sprintf(`%dc\%s`, number, strings.Join(lines, `\n`)), path})
+}
+
+// inputPath is the file that is read: of standard input, if it is one. Else empty.
+func inputPath(path string) string {
+	if path != "-" {
+		return path
+	}
+	path, err := os.Readlink("/proc/self/fd/0")
+	if info, bad := os.Stat(path); err != nil || bad != nil || !info.Mode().IsRegular() {
+		return ""
+	}
+	return path
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xdplb/xdplb/loader"
+	"github.com/xdplb/xdplb/maps"
+)
+
+// plain are words that a shell takes as they are.
+var plain = regexp.MustCompile(`^[A-Za-z0-9@%+=:,./_-]+$`)
+
+// quoted is a command as one types it into a shell.
+func quoted(words []string) string {
+	all := make([]string, len(words))
+	for i, w := range words {
+		if all[i] = w; !plain.MatchString(w) {
+			all[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(all, " ")
+}
+
+// again is the command line with another value of a flag.
+func (e *env) again(flag, value string) string {
+	return quoted(append([]string{"xdplb"}, withFlag(e.typed, flag, value)...))
+}
+
+func withFlag(words []string, flag, value string) (all []string) {
+	for i := 0; i < len(words); i++ {
+		switch {
+		case words[i] == flag:
+			i++
+		case !strings.HasPrefix(words[i], flag+"="):
+			all = append(all, words[i])
+		}
+	}
+	return append(all, flag, value)
+}
+
+// here makes commands of the library those of a shell, and of the pins that this
+// one was told of.
+func (e *env) here(commands string) string {
+	if commands == "" {
+		return ""
+	}
+	pins := slices.ContainsFunc(e.typed, func(w string) bool { return strings.HasPrefix(w, "--pins") })
+	all := strings.Split(commands, " && ")
+	for i := range all {
+		if !strings.HasPrefix(all[i], "xdplb ") {
+			continue
+		}
+		words := strings.Fields(all[i])
+		if pins {
+			words = append(words, "--pins", e.pins)
+		}
+		all[i] = quoted(words)
+	}
+	return strings.Join(all, " && ")
+}
+
+// mended is an error that ends with the command that mends it, where one does.
+func (e *env) mended(cmd command, err error) error {
+	m := new(loader.Misuse)
+	if !errors.As(err, &m) {
+		return writable(err, e.pins)
+	}
+	with := m.Command
+	switch {
+	case cmd.name == "backend add" && m.Use != 0:
+		with = e.refit(m)
+	case cmd.name == "backend set" && m.Use != 0 && len(e.args) > 2:
+		with = e.refit(m)
+	case cmd.name == "attach" && m.Ports != nil:
+		with = e.again("--snat-ports", m.Ports.String())
+	default:
+		with = e.here(with)
+	}
+	return remade(err, m, m.Advice, with)
+}
+
+// writable says how pins become writable.
+func writable(err error, pins string) error {
+	if !errors.Is(err, unix.EROFS) || !strings.HasPrefix(err.Error(), pins) {
+		return err
+	}
+	return fmt.Errorf("%w; mount it so that it can be written: mount -o remount,rw %s", err, quoted([]string{filepath.Dir(pins)}))
+}
+
+// remade replaces what an error says about the mend.
+func remade(err error, m *loader.Misuse, advice, command string) error {
+	made := *m
+	made.Advice, made.Command = advice, command
+	return errors.New(strings.Replace(err.Error(), m.Error(), made.Error(), 1))
+}
+
+// refit is the command line with what suits the backend that did not fit. `set`
+// leaves it out, which keeps its mode.
+func (e *env) refit(m *loader.Misuse) string {
+	v, err := maps.ParseVIP(e.args[0])
+	if err != nil {
+		return ""
+	}
+	set := slices.Contains(e.typed, "set")
+	var words []string
+	for _, w := range e.typed {
+		at, err := loader.ParseBackend(w)
+		if !slices.Contains(e.args[1:], w) || err != nil {
+			words = append(words, w)
+			continue
+		}
+		if at.Port() == 0 {
+			at = netip.AddrPortFrom(at.Addr(), v.Port)
+		}
+		switch fits := at != m.Backend; {
+		case !set && fits && m.Alone, set && !fits:
+			continue
+		case !fits && m.NoPort:
+			w = at.Addr().String()
+		}
+		words = append(words, w)
+	}
+	if !set {
+		words = withFlag(words, "--mode", m.Use.String())
+	}
+	return quoted(append([]string{"xdplb"}, words...))
+}

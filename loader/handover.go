@@ -1,0 +1,231 @@
+package loader
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/xdplb/xdplb/bpf"
+	"github.com/xdplb/xdplb/maps"
+)
+
+// A VIP is taken over from what serves its address on this host already, such as IPVS, and
+// given back to it, without a connection lost. For that it has one more record, which nobody
+// lists: the local stack. Its packets pass to the kernel.
+//
+//	taking over  every slot moves, `old` is the local stack: it keeps what it has, new flows are
+//	             ours. As long as no backend takes any, they are its, too.
+//	giving back  `backend` is the local stack in every slot: new flows are its, and the backends
+//	             keep what they have.
+//
+// Either lasts for the time that was given, and then until it settles: see change.settle.
+
+// Bounds of a handover: connections that are silent for longer than it are lost.
+const (
+	MinHandover = time.Second
+	MaxHandover = 24 * time.Hour
+)
+
+// CheckHandover says what is wrong with the duration of a handover.
+func CheckHandover(d time.Duration) error {
+	if d < MinHandover || d > MaxHandover {
+		return fmt.Errorf("--handover %s: use %s to %s; 15m is as long as IPVS keeps silent connections", d, MinHandover, "24h")
+	}
+	return nil
+}
+
+// handover is what the record of a local stack says.
+type handover struct {
+	until uint64 // jiffies
+	back  bool   // to the local stack
+}
+
+// The two are one word of `source`, which only tunnels use.
+func (h handover) writeTo(b *bpf.XdplbBackend) {
+	word := h.until << 1
+	if h.back {
+		word |= 1
+	}
+	binary.LittleEndian.PutUint64(b.Source.Bytes[:8], word)
+}
+
+func handoverOf(b *maps.Backend) handover {
+	word := binary.LittleEndian.Uint64(b.Source.Bytes[:8])
+	return handover{word >> 1, word&1 != 0}
+}
+
+// IsLocalStack reports whether a record of a VIP stands for the local stack. No backend can:
+// checkBackend refuses the VIP's own address, and mode dr another port.
+func IsLocalStack(v maps.VIP, b *maps.Backend) bool {
+	return b.Addr() == v.Addr && Mode(b.Mode) == ModeDR
+}
+
+// localStack is the VIP's record of it; nil unless the VIP is in handover.
+func (c *change) localStack() *maps.Backend {
+	i := slices.IndexFunc(c.backends, func(b maps.Backend) bool {
+		return !c.removed[b.Id] && b.Up() && IsLocalStack(c.service.VIP, &b)
+	})
+	if i < 0 {
+		return nil
+	}
+	return &c.backends[i]
+}
+
+// localTakes is the id of the local stack if new flows are to go there; else 0.
+func (c *change) localTakes(others bool) uint32 {
+	local := c.localStack()
+	if local == nil {
+		return 0
+	}
+	h := handoverOf(local)
+	if h.back {
+		return local.Id
+	}
+	if now, err := c.b.Now(); others || err == nil && now > h.until {
+		return 0
+	}
+	return local.Id
+}
+
+func (c *change) givesBack() bool {
+	local := c.localStack()
+	return local != nil && handoverOf(local).back
+}
+
+// handsOver reports whether the time of a handover is not over.
+func (c *change) handsOver(now uint64) bool {
+	local := c.localStack()
+	return local != nil && now <= handoverOf(local).until
+}
+
+// release takes the local stack out of slots that go on moving for others, once it has no
+// flow; named are the backends of live pins.
+func (c *change) release(slots []maps.Slot, named map[uint32]bool) []maps.Slot {
+	local := c.localStack()
+	if local == nil || named[local.Id] || handoverOf(local).back {
+		return slots
+	}
+	slots = slices.Clone(slots)
+	for i := range slots {
+		if s := &slots[i]; s.Old == local.Id {
+			s.Old = s.Backend
+		}
+	}
+	return slots
+}
+
+// hand begins a handover, or changes the one that is.
+func (c *change) hand(d time.Duration, back bool) (*maps.Backend, error) {
+	if err := CheckHandover(d); err != nil {
+		return nil, err
+	}
+	now, err := c.b.Now()
+	if err != nil {
+		return nil, err
+	}
+	local := c.localStack()
+	if local == nil {
+		record := bpf.XdplbBackend{
+			Address: maps.Address(c.service.Addr), Port: c.service.Port, Weight: 1, Mode: uint8(ModeDR),
+			Flags: uint8(bpf.XdplbBackendFlagBackendUnlisted),
+		}
+		record.Link.Flags = uint32(bpf.XdplbHopFlagHopResolved | bpf.XdplbHopFlagHopLocal)
+		if err := c.add(record); err != nil {
+			return nil, err
+		}
+		local = &c.backends[len(c.backends)-1]
+	}
+	handover{now + c.b.Settings.Jiffies(d), back}.writeTo(&local.XdplbBackend)
+	c.dirty[local.Id] = true
+	return local, nil
+}
+
+// takeOver begins a new VIP's life with the flows that the local stack has.
+func (c *change) takeOver(d time.Duration) error {
+	local, err := c.hand(d, false)
+	if err != nil {
+		return err
+	}
+	c.slots = slices.Repeat([]maps.Slot{{Backend: local.Id, Old: local.Id, Moving: true}}, int(c.service.TableSize))
+	return nil
+}
+
+// takeAgain ends giving back: what the local stack has begun meanwhile stays its. A VIP that
+// is being taken over gets another time.
+func (c *change) takeAgain(d time.Duration) error {
+	if c.localStack() == nil {
+		return fmt.Errorf("--handover %s: the VIP is not being handed over, and only of a new one it is known which connections are the local stack's; leave it out", d)
+	}
+	_, err := c.hand(d, false)
+	return err
+}
+
+// giveBack lets new flows go to the local stack.
+func (c *change) giveBack(d time.Duration) error {
+	if _, err := c.hand(d, true); err != nil {
+		return err
+	}
+	if c.service.Affinity != 0 { // clients that keep their backend would begin flows there
+		none := time.Duration(0)
+		if err := (VIPOptions{Affinity: &none}).applyAffinity(c); err != nil {
+			return err
+		}
+	}
+	// An address that --assign put on an interface stays when the VIP goes.
+	if ifindex, _ := c.b.Maps.AddressMark(c.service.Addr); ifindex != 0 {
+		return c.b.Maps.MarkAddress(c.service.Addr, 0)
+	}
+	return nil
+}
+
+// GiveBack gives a VIP, or all, back to the local stack: new flows go there from now on, and
+// those there are stay with their backends. The VIP is removed once d is over and no flow is
+// left, by the next change to it or Refresh; DeleteVIP ends it at once.
+func (b *Balancer) GiveBack(only *maps.VIP, d time.Duration) error {
+	services, err := b.services(Selection{VIP: only})
+	if err != nil {
+		return err
+	}
+	return b.each(services, func(c *change) (bool, error) { return true, c.giveBack(d) })
+}
+
+// endHandover removes a VIP that was given back, with the pins that it leaves.
+func (c *change) endHandover() error {
+	c.discard()
+	if err := c.b.DeleteVIP(c.service.VIP); err != nil {
+		return err
+	}
+	var left []maps.Flow
+	err := c.b.Maps.Flows(func(f maps.Flow) bool {
+		if c.owns(f) {
+			left = append(left, f)
+		}
+		return true
+	})
+	for _, f := range left {
+		if err == nil {
+			err = c.b.Maps.DeleteFlow(f, func(maps.Flow) bool { return true })
+		}
+	}
+	return err
+}
+
+// GivenBack reports whether a VIP with these records is being given back.
+func GivenBack(v maps.VIP, records []maps.Backend) bool {
+	return slices.ContainsFunc(records, func(b maps.Backend) bool {
+		return b.Up() && IsLocalStack(v, &b) && handoverOf(&b).back
+	})
+}
+
+// HandoverView is a handover as users see it.
+type HandoverView struct {
+	Back  bool          // to the local stack; else from it
+	Left  time.Duration // 0: it ends when it settles
+	Local BackendView   // what went to the local stack
+}
+
+func (b *Balancer) handoverView(record *maps.Backend, now uint64) *HandoverView {
+	h := handoverOf(record)
+	return &HandoverView{Back: h.back, Left: b.Settings.Duration(h.until - min(now, h.until))}
+}
