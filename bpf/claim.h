@@ -11,7 +11,7 @@ enum {
 	closed_seconds = 10,    /* that a closed flow stays, as IPVS keeps it */
 	time_wait_seconds = 60, /* that a backend which closed first holds the tuple (TCP_TIMEWAIT_LEN, include/net/tcp.h) */
 	lag_seconds = 4,        /* that a twin may be behind at most, */
-	lag_part = 16,          /* and this part of what it lives */
+	lag_part = 32,          /* and this part of what it lives: of a handshake less than patience_seconds */
 	reuse_seconds = 1,      /* until a tuple may be claimed that no one holds */
 	patience_seconds = 3,   /* that a handshake keeps its port when there is no other */
 	claim_tries = 32,       /* ports at a time, and of a large range in all */
@@ -74,22 +74,35 @@ ALWAYS_INLINE bool same_flow(const struct flow *a, const struct flow *b)
 }
 
 /*
+ * Jiffies of silence after which an owner gives way. What was a deleted backend's is nobody's, also where that backend was
+ * added again. A handshake is one in either map: a tuple that was promoted once stays in `flows`.
+ */
+ALWAYS_INLINE __u64 owner_keeps(const struct flow *flow, __u64 stamp, const struct translation *work,
+				const struct settings *settings)
+{
+	__u64 limit = flow_lifetime(stamp, work->reply.proto, settings), hz = settings->hz;
+	struct backend *backend = find_backend(flow->backend);
+
+	if (!backend || backend->flags & backend_gone)
+		return 0;
+	if (flow_closed(stamp) && (stamp & flow_reset || !(stamp & flow_backend_first)))
+		return reuse_seconds * hz;
+	limit += twin_lag(limit, settings); /* so much later its twin may have been touched */
+	if (work->impatient && !(stamp & (flow_spoken | flow_closing | flow_finished)) && limit > patience_seconds * hz)
+		limit = patience_seconds * hz;
+	return limit;
+}
+
+/*
  * A dead owner's entry becomes ours: whoever changes its stamp first. An entry of the same flow is taken with its id,
  * so that CPUs that see two packets of the flow at once mean one flow.
  */
-ALWAYS_INLINE int take_over(void *map, struct flow *flow, struct translation *work, bool half,
-			    const struct settings *settings)
+ALWAYS_INLINE int take_over(void *map, struct flow *flow, struct translation *work, const struct settings *settings)
 {
-	__u64 stamp = flow->stamp, time = now(settings), id = flow->id, limit;
+	__u64 stamp = flow->stamp, time = now(settings), id = flow->id;
 	bool own = work->takes_own && same_flow(flow, &work->flow);
 
-	limit = flow_lifetime(stamp, work->reply.proto, settings);
-	limit += twin_lag(limit, settings); /* so much later its twin may have been touched */
-	if (flow_closed(stamp) && (stamp & flow_reset || !(stamp & flow_backend_first)))
-		limit = reuse_seconds * settings->hz;
-	if (half && work->impatient && limit > patience_seconds * settings->hz)
-		limit = patience_seconds * settings->hz;
-	if (!own && (work->own_only || !older_than(stamp, time, limit)))
+	if (!own && (work->own_only || !older_than(stamp, time, owner_keeps(flow, stamp, work, settings))))
 		return -1;
 	if (stamp & flow_claimed && !older_than(stamp, time, settings->hz))
 		return -1;
@@ -114,7 +127,7 @@ __noinline int claim(void)
 		return -1;
 	flow = bpf_map_lookup_elem(&flows, &work->reply);
 	if (flow)
-		return take_over(&flows, flow, work, false, settings);
+		return take_over(&flows, flow, work, settings);
 	if (!work->own_only && !bpf_map_update_elem(&half_open, &work->reply, &work->flow, BPF_NOEXIST)) {
 		if (!bpf_map_lookup_elem(&flows, &work->reply))
 			return 0;
@@ -122,7 +135,7 @@ __noinline int claim(void)
 		return -1;
 	}
 	flow = bpf_map_lookup_elem(&half_open, &work->reply);
-	return flow ? take_over(&half_open, flow, work, true, settings) : -1;
+	return flow ? take_over(&half_open, flow, work, settings) : -1;
 }
 
 /* Claims the `number`th of all SNAT ports. One that a VIP listens on is the VIP's. Returns 0 or -1. */
@@ -191,7 +204,7 @@ ALWAYS_INLINE int claim_port(struct translation *work, const struct packet *pack
 	total = (count ?: 1) * work->span;
 	if (!settings->snat_low || !total)
 		return -1;
-	first = (__u32)packet->hash % total;
+	first = (__u32)tuple_hash(settings, &packet->tuple) % total; /* packet->hash may be its client's only */
 	if (!packet->opens) { /* its other half may be all that is left of it: where it tried first */
 		work->takes_own = work->own_only = 1;
 		if (!claim_run(first, total, 1))

@@ -22,13 +22,19 @@ ALWAYS_INLINE bool reads_only(const struct packet *packet)
 	return packet->kind == packet_later_fragment || packet->kind == packet_icmp_error;
 }
 
+/* The third look is for an entry that was promoted between the first two. */
 ALWAYS_INLINE struct pin find_pin(const struct tuple *tuple)
 {
-	struct pin pin = { .flow = bpf_map_lookup_elem(&flows, tuple) };
+	struct pin pin = { .flow = bpf_map_lookup_elem(&flows, tuple), .promoted = true };
 
-	pin.promoted = pin.flow;
-	if (!pin.flow)
+	if (!pin.flow) {
 		pin.flow = bpf_map_lookup_elem(&half_open, tuple);
+		pin.promoted = false;
+	}
+	if (!pin.flow) {
+		pin.flow = bpf_map_lookup_elem(&flows, tuple);
+		pin.promoted = pin.flow;
+	}
 	return pin;
 }
 

@@ -25,11 +25,17 @@ ALWAYS_INLINE __u32 unpinned_backend(const struct packet *packet, const struct v
 	return backend_up(old) ? old : slot->backend;
 }
 
-/* UDP shows no beginning: a while after a change, what has no pin is new. */
+/*
+ * UDP shows no beginning: what has no pin is new a while after a change. Where the tuple does not name the backend, the table
+ * cannot either, and it is new as soon as every flow that is not too old has a pin.
+ */
 ALWAYS_INLINE bool surely_new(const struct packet *packet, const struct vip *vip, __u64 time,
 			      const struct settings *settings)
 {
-	return packet->tuple.proto == IPPROTO_UDP && time - vip->changed_at >= settings->udp_grace;
+	if (packet->tuple.proto != IPPROTO_UDP)
+		return false;
+	return time - vip->changed_at >= settings->udp_grace ||
+	       (!table_names(vip) && vip->pinned_since && time - vip->pinned_since > settings->udp_idle);
 }
 
 /* A later fragment or an ICMP error in a moving slot: reads pins, and writes none. */

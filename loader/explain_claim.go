@@ -39,21 +39,29 @@ func (c *claim) sameFlow(e *entry) bool {
 		maps.Addr(e.Far) == c.Src && maps.Addr(e.Vip) == c.Dst
 }
 
+// keeps is owner_keeps: jiffies of silence after which the entry gives way.
+func (c *claim) keeps(e *entry) uint64 {
+	hz := uint64(c.settings.Hz)
+	if b := c.walk.backend(e.Backend); b == nil || b.Has(bpf.XdplbBackendFlagBackendGone) {
+		return 0
+	}
+	if e.closed() && (e.has(bpf.XdplbFlowStateFlowReset) || !e.has(bpf.XdplbFlowStateFlowBackendFirst)) {
+		return reuseSeconds * hz
+	}
+	limit := c.lifetime(e, c.Proto) + c.twinLag(e, c.Proto)
+	if spoken := e.has(flowSpoken) || e.has(bpf.XdplbFlowStateFlowClosing) || e.has(bpf.XdplbFlowStateFlowFinished); c.impatient && !spoken {
+		return min(limit, patienceSeconds*hz)
+	}
+	return limit
+}
+
 // yields is take_over: whether the entry that has the tuple gives way.
 func (c *claim) yields(e *entry) bool {
-	hz := uint64(c.settings.Hz)
-	limit := c.lifetime(e, c.Proto) + c.twinLag(e, c.Proto)
-	if e.closed() && (e.has(bpf.XdplbFlowStateFlowReset) || !e.has(bpf.XdplbFlowStateFlowBackendFirst)) {
-		limit = reuseSeconds * hz
-	}
-	if !e.promoted && c.impatient {
-		limit = min(limit, patienceSeconds*hz)
-	}
 	own := c.takesOwn && c.sameFlow(e)
-	if !own && (c.ownOnly || !c.older(e, limit)) {
+	if !own && (c.ownOnly || !c.older(e, c.keeps(e))) {
 		return false
 	}
-	return !e.has(bpf.XdplbFlowStateFlowClaimed) || c.older(e, hz)
+	return !e.has(bpf.XdplbFlowStateFlowClaimed) || c.older(e, uint64(c.settings.Hz))
 }
 
 // free is claim.
@@ -124,7 +132,7 @@ func (c *claim) port() (ok bool) {
 		}
 	}
 	c.Claim = x
-	first := uint32(c.hash) % total
+	first := uint32(maps.SlotFunction{Scheduler: maps.SchedulerMaglev}.Hash(&c.settings.HashKey, c.Tuple)) % total
 	if int(first/c.span) < len(x.Addresses) {
 		x.First = netip.AddrPortFrom(x.Addresses[first/c.span], c.low+uint16(first%c.span))
 	}

@@ -131,7 +131,7 @@ const (
 	closedSeconds   = 10
 	timeWaitSeconds = 60
 	lagSeconds      = 4
-	lagPart         = 16
+	lagPart         = 32
 	reuseSeconds    = 1
 	patienceSeconds = 3
 )

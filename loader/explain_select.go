@@ -140,7 +140,12 @@ func (w *walk) followPin(e *entry) uint32 {
 
 // surelyNew is surely_new; with a clock that went back it holds, as there.
 func (w *walk) surelyNew() bool {
-	return w.Proto == unix.IPPROTO_UDP && w.now-w.VIP.ChangedAt >= w.settings.UdpGrace
+	if w.Proto != unix.IPPROTO_UDP {
+		return false
+	}
+	since := w.VIP.PinnedSince
+	return w.now-w.VIP.ChangedAt >= w.settings.UdpGrace ||
+		!tableNames(w.VIP) && since != 0 && w.now-since > w.settings.UdpIdle
 }
 
 func (w *walk) wasHash() uint64 {
