@@ -3,7 +3,7 @@
 GO ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # what tests use besides Go, on Debian; and what regenerating and checking uses
-TEST_TOOLS = nginx:nginx-light curl:curl ping:iputils-ping ip:iproute2 ethtool:ethtool tcpdump:tcpdump sysctl:procps systemd-analyze:systemd groff:groff-base ipvsadm:ipvsadm qemu-system-x86_64:qemu-system-x86
+TEST_TOOLS = nginx:nginx-light curl:curl ping:iputils-ping ip:iproute2 ethtool:ethtool tcpdump:tcpdump sysctl:procps systemd-analyze:systemd groff:groff-base ipvsadm:ipvsadm qemu-system-x86_64:qemu-system-x86 route:net-tools
 GENERATE_TOOLS = clang-19:clang-19 llvm-strip-19:llvm-19 /usr/include/bpf/bpf_helpers.h:libbpf-dev
 
 # what the bench compares with
