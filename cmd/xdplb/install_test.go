@@ -300,3 +300,40 @@ func TestUnit(t *testing.T) {
 	}
 	h.starts("/etc/xdplb/xdplb.yaml: 1 added, 0 changed, 0 removed")
 }
+
+// TestReadmeUnit: the unit that the README has for a server's boot makes it one, and ends that.
+func TestReadmeUnit(t *testing.T) {
+	h := newHost(t)
+	text := fenceOf(t, "README.md", "ini")
+	const path = "systemd/system/xdplb-realserver.service"
+	h.write(path, text)
+	if out, complaint, status := h.try("systemd-analyze", "verify", "--man=no", "/etc/"+path); status != 0 || out+complaint != "" {
+		t.Errorf("systemd-analyze verify: status %d\n%s%s", status, out, complaint)
+	}
+	u := readUnit(t, filepath.Join(h.etc, path))
+	for range 2 { // as with a boot in between: release leaves nothing
+		h.run(strings.Fields(u.one("ExecStart"))...)
+		if out := h.run("xdplb", "realserver", "list"); !strings.Contains(out, "192.0.2.10") {
+			t.Errorf("nothing is accepted:\n%s", out)
+		}
+		h.run(strings.Fields(u.one("ExecStop"))...)
+		if out := h.run("xdplb", "realserver", "list"); strings.Contains(out, "192.0.2.10") {
+			t.Errorf("still accepted:\n%s", out)
+		}
+	}
+}
+
+// fenceOf is what stands in a text's first fence of a kind.
+func fenceOf(t *testing.T, name, kind string) string {
+	t.Helper()
+	text, err := os.ReadFile("../../" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(text), "\n```"+kind+"\n")
+	fence, _, found := strings.Cut(after, "```\n")
+	if !found {
+		t.Fatalf("%s: no fence of kind %s", name, kind)
+	}
+	return fence
+}
