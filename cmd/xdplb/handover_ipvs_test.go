@@ -18,7 +18,7 @@ import (
 // a thousand of its own: none breaks, and new ones go where they should.
 func TestHandoverIPVS(t *testing.T) {
 	if !inGuest() {
-		runInGuest(t, []string{"bridge", "veth", "crc32c_generic", "ip_vs", "ip_vs_rr"}, []string{ipvsadmBin})
+		runInGuest(t, []string{"bridge", "veth", "crc32c_generic", "ip_vs", "ip_vs_rr"}, []string{ipvsadmBin, "/bin/sh"})
 		return
 	}
 	const half, later = 500, 100
@@ -44,7 +44,7 @@ func TestHandoverIPVS(t *testing.T) {
 	t.Logf("%d connections through IPVS; its rules:\n%s", len(members), rules)
 
 	// Forward.
-	n.xdplb(rules, "ipvsadm", "-R", "--handover", "15m")
+	n.typed(takeOver)
 	n.speak("taken over", members)
 	members = append(members, open(half)...)
 	if now := n.began(); now != begun {
@@ -81,13 +81,17 @@ func TestHandoverIPVS(t *testing.T) {
 	for _, m := range members {
 		m.leave()
 	}
+	n.complete(rules, nat, dr)
 }
 
 // ipvsNet is a balancer that has the VIP's address, with IPVS in its kernel.
-type ipvsNet struct{ *liveNet }
+type ipvsNet struct {
+	*liveNet
+	lines []string // of the README, that ran
+}
 
 func buildIPVS(t *testing.T) *ipvsNet {
-	n := &ipvsNet{wireLive(t, lab.Flat, 2)}
+	n := &ipvsNet{liveNet: wireLive(t, lab.Flat, 2)}
 	vip := n.VIP4.String()
 	n.check(n.Balancer.Addr("eth0", vip+"/32"))
 	for _, key := range []string{"ip_forward=1", "conf.all.send_redirects=0", "conf.eth0.send_redirects=0"} {

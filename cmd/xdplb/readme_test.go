@@ -13,14 +13,15 @@ import (
 
 // TestReadme runs every command of the README's tour, as written, on the hosts that it names.
 func TestReadme(t *testing.T) {
-	commands := commandsOf(t, "README.md")
+	commands := commandsOf(t, "README.md", "console")
 	if len(commands) < 20 {
 		t.Fatalf("found %d commands", len(commands))
 	}
 	runTour(t, commands)
 }
 
-// readmeCommand is a line of a ```console fence.
+// readmeCommand is a line of a fence. A ```console fence is of the tour, or of an example; for ```console ipvs
+// see readme_migration_test.go.
 type readmeCommand struct {
 	heading    string // the one that it stands under
 	host, line string
@@ -28,8 +29,8 @@ type readmeCommand struct {
 
 var consoleLine = regexp.MustCompile(`^(client|balancer|server\d)# (.+)$`)
 
-// commandsOf returns what stands in a text's ```console fences: lines that begin with a host and #.
-func commandsOf(t *testing.T, name string) (found []readmeCommand) {
+// commandsOf returns what stands in a text's fences of one kind: lines that begin with a host and #.
+func commandsOf(t *testing.T, name, kind string) (found []readmeCommand) {
 	t.Helper()
 	text, err := os.ReadFile("../../" + name)
 	if err != nil {
@@ -38,15 +39,15 @@ func commandsOf(t *testing.T, name string) (found []readmeCommand) {
 	var heading, fence string
 	for line := range strings.Lines(string(text)) {
 		line = strings.TrimSpace(line)
-		kind, isFence := strings.CutPrefix(line, "```")
+		info, isFence := strings.CutPrefix(line, "```")
 		switch {
 		case isFence && fence != "":
 			fence = ""
 		case isFence:
-			fence = kind + " "
+			fence = info + " "
 		case fence == "" && strings.HasPrefix(line, "#"):
 			heading = strings.TrimLeft(line, "# ")
-		case fence == "console ":
+		case fence == kind+" ":
 			match := consoleLine.FindStringSubmatch(line)
 			if match == nil {
 				t.Fatalf("%s: not a command: %q", name, line)
