@@ -301,10 +301,13 @@ func TestUnit(t *testing.T) {
 	h.starts("/etc/xdplb/xdplb.yaml: 1 added, 0 changed, 0 removed")
 }
 
-// TestReadmeUnit: the unit that the README has for a server's boot makes it one, and ends that.
+// TestReadmeUnit: the unit that the READMEs have for a server's boot makes it one, and ends that.
 func TestReadmeUnit(t *testing.T) {
 	h := newHost(t)
 	text := fenceOf(t, "README.md", "ini")
+	if diff := cmp.Diff(text, fenceOf(t, "README.zh-CN.md", "ini")); diff != "" {
+		t.Errorf("README.md (-) and README.zh-CN.md (+) differ:\n%s", diff)
+	}
 	const path = "systemd/system/xdplb-realserver.service"
 	h.write(path, text)
 	if out, complaint, status := h.try("systemd-analyze", "verify", "--man=no", "/etc/"+path); status != 0 || out+complaint != "" {

@@ -6,7 +6,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// The README's migration from LVS, and back. TestReadme does not run it: its network is of this kernel's namespaces,
+// The READMEs' migration from LVS, and back. TestReadme does not run it: its network is of this kernel's namespaces,
 // and IPVS is a module, which the kernel may not have. TestHandoverIPVS runs it, on a kernel that has.
 const (
 	takeOver  = "/usr/sbin/ipvsadm -S -n | xdplb ipvsadm -R --handover 15m"
@@ -21,14 +21,16 @@ const (
 
 var migration = []string{takeOver, showVIPs, showStats, endIt, endIPVS, giveRules, giveBack, endIt, endXDPLB}
 
-// TestReadmeMigration compares what the README says with what TestHandoverIPVS runs.
+// TestReadmeMigration compares what the READMEs say with what TestHandoverIPVS runs.
 func TestReadmeMigration(t *testing.T) {
 	var want []string
 	for _, line := range migration {
 		want = append(want, "balancer# "+line)
 	}
-	if difference := cmp.Diff(want, written(commandsOf(t, "README.md", "console ipvs"))); difference != "" {
-		t.Errorf("README.md (+) is not what is run (-):\n%s", difference)
+	for _, name := range []string{"README.md", "README.zh-CN.md"} {
+		if difference := cmp.Diff(want, written(commandsOf(t, name, "console ipvs"))); difference != "" {
+			t.Errorf("%s (+) is not what is run (-):\n%s", name, difference)
+		}
 	}
 }
 
