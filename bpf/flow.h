@@ -22,8 +22,8 @@ ALWAYS_INLINE bool reads_only(const struct packet *packet)
 	return packet->kind == packet_later_fragment || packet->kind == packet_icmp_error;
 }
 
-/* The third look is for an entry that was promoted between the first two. */
-ALWAYS_INLINE struct pin find_pin(const struct tuple *tuple)
+/* The third look is for an entry that was promoted between the first two; a SYN has none that is. */
+ALWAYS_INLINE struct pin find_pin(const struct tuple *tuple, bool opens)
 {
 	struct pin pin = { .flow = bpf_map_lookup_elem(&flows, tuple), .promoted = true };
 
@@ -31,7 +31,7 @@ ALWAYS_INLINE struct pin find_pin(const struct tuple *tuple)
 		pin.flow = bpf_map_lookup_elem(&half_open, tuple);
 		pin.promoted = false;
 	}
-	if (!pin.flow) {
+	if (!pin.flow && !opens) {
 		pin.flow = bpf_map_lookup_elem(&flows, tuple);
 		pin.promoted = pin.flow;
 	}

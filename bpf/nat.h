@@ -205,7 +205,7 @@ __noinline int touch_twin(const struct packet *packet, struct flow *flow, bool p
 	stamp = work->flow.stamp;
 	flow->touched = stamp >> flow_stamp_shift;
 	reverse_tuple(&work->reply, &work->to);
-	twin = find_pin(&work->reply);
+	twin = find_pin(&work->reply, false);
 	if (!twin.flow)
 		return mend_twin(work, promoted);
 	if (twin.flow->id != work->flow.id)
@@ -223,7 +223,7 @@ __noinline int touch_twin(const struct packet *packet, struct flow *flow, bool p
 /* Unless the client has begun anew meanwhile. */
 ALWAYS_INLINE void delete_lost(const struct tuple *tuple, __u64 id)
 {
-	struct pin pin = find_pin(tuple);
+	struct pin pin = find_pin(tuple, false);
 
 	if (!pin.flow || pin.flow->id != id)
 		return;
@@ -334,7 +334,7 @@ ALWAYS_INLINE __u32 follow_reply(struct packet *packet, struct hop *hop, const s
 	if (!work)
 		return 0;
 	work->key = packet->tuple;
-	pin = find_pin(&work->key);
+	pin = find_pin(&work->key, false);
 	flow = set_reply(packet, &pin, work, time, settings);
 	if (!flow)
 		return 0;

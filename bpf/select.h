@@ -53,7 +53,7 @@ __noinline __u32 read_moving(struct packet *packet, const struct vip *vip, const
 	if (!work)
 		return 0;
 	work->key = packet->tuple;
-	flow = find_pin(&work->key).flow;
+	flow = find_pin(&work->key, false).flow;
 	if (flow && backend_up(flow->backend)) {
 		if (!flow->id)
 			return flow->backend;
@@ -128,7 +128,7 @@ __noinline __u32 select_moving(struct xdp_md *ctx, struct packet *packet, const 
 		return 0;
 	work->key = packet->tuple;
 	tuple = &work->key;
-	pin = find_pin(tuple);
+	pin = find_pin(tuple, packet->opens);
 	if (pin.flow) {
 		id = pin.flow->id ? follow_slowly(ctx, packet, pin.flow, pin.promoted) :
 				    follow_pin(packet, tuple, &pin, time, settings);
@@ -163,7 +163,7 @@ ALWAYS_INLINE struct backend *select_backend(struct xdp_md *ctx, struct packet *
 	struct slot *slot;
 	__u32 id;
 
-	if (vip->flags & vip_pin_all && !reads_only(packet)) {
+	if (vip->flags & vip_pin_all && !reads_only(packet) && !packet->opens) {
 		id = follow_promoted(ctx, packet, settings);
 		backend = find_backend(id);
 		if (backend && backend->mode == mode_tun) /* its outer header varies with the flow */

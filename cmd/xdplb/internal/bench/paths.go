@@ -69,6 +69,9 @@ func measurePaths(rep *report, runs int) (err error) {
 		add("tun4in4", "75..82", plus(vip4, vipTun), tcp, ack)
 		add("tun6in6", "85..92", plus(vip6, vipTun), tcp, ack)
 		add("moving-pinned", "105..450", plus(vip4, vipMoving), tcp, ack)
+		if n > 1<<10 {
+			add("moving-pinned-shuffled", "", plus(vip4, vipMoving), tcp, ack).frame.shuffled = true
+		}
 		add("foreign-tcp", "30", plus(vip4, vipForeign), tcp, ack).passes = true
 	}
 	const most = 1 << 20
