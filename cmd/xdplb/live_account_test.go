@@ -117,7 +117,7 @@ func mixedFrames(n *liveNet) (kinds []kindOfFrame) {
 		if edit != nil {
 			frame = edit(frame)
 		}
-		parts := []random{source, sport}
+		parts := []part{source, sport}
 		if len(frame) < frameTCP4+4 || frame[frameIP+9] == unix.IPPROTO_ICMP {
 			parts = parts[:1]
 		}

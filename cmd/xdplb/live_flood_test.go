@@ -23,14 +23,41 @@ type shot struct {
 	size int
 }
 
-// random is a part of a frame that is another in each: 1, 2 or 4 bytes.
+// part is a part of a frame that is another in each.
+type part interface{ write() asm.Instructions } // R6 is where the frame begins
+
+// random is any 1, 2 or 4 bytes.
 type random struct{ offset, size int }
+
+func (r random) write() asm.Instructions {
+	return asm.Instructions{
+		asm.FnGetPrandomU32.Call(),
+		asm.StoreMem(asm.R6, int16(r.offset), asm.R0, map[int]asm.Size{1: asm.Byte, 2: asm.Half, 4: asm.Word}[r.size]),
+	}
+}
+
+// choice is one of eight bytes.
+type choice struct {
+	offset int
+	among  [8]byte
+}
+
+func (c choice) write() asm.Instructions {
+	return asm.Instructions{
+		asm.FnGetPrandomU32.Call(),
+		asm.And.Imm(asm.R0, 7),
+		asm.LSh.Imm(asm.R0, 3),
+		asm.LoadImm(asm.R2, int64(binary.LittleEndian.Uint64(c.among[:])), asm.DWord),
+		asm.RSh.Reg(asm.R2, asm.R0),
+		asm.StoreMem(asm.R6, int16(c.offset), asm.R2, asm.Byte),
+	}
+}
 
 const xdpTX = 3 // linux/bpf.h
 
 // newShot makes frames like this one. The kernel uses pages again without filling them anew, so the program
 // writes as much of the frame as a balancer may have changed.
-func newShot(n *liveNet, frame []byte, parts ...random) shot {
+func newShot(n *liveNet, frame []byte, parts ...part) shot {
 	n.t.Helper()
 	written := min(len(frame), 128)
 	code := asm.Instructions{
@@ -48,9 +75,7 @@ func newShot(n *liveNet, frame []byte, parts ...random) shot {
 		code = append(code, asm.StoreImm(asm.R6, int16(at), int64(frame[at]), asm.Byte))
 	}
 	for _, p := range parts {
-		code = append(code,
-			asm.FnGetPrandomU32.Call(),
-			asm.StoreMem(asm.R6, int16(p.offset), asm.R0, map[int]asm.Size{1: asm.Byte, 2: asm.Half, 4: asm.Word}[p.size]))
+		code = append(code, p.write()...)
 	}
 	code = append(code, asm.Mov.Imm(asm.R0, xdpTX).WithSymbol("done"), asm.Return())
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "live_frames", Type: ebpf.XDP, License: "MIT", Instructions: code})
