@@ -12,7 +12,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/xdplb/xdplb/bpf"
 	"github.com/xdplb/xdplb/maps"
 )
 
@@ -70,7 +69,7 @@ func (d *doctor) nextHops(backends []maps.Backend) {
 func (d *doctor) nextHop(b *maps.Backend, res Resolution) bool {
 	addr := b.Addr()
 	status := CheckFail
-	if b.Weight == 0 || b.Has(bpf.XdplbBackendFlagBackendDrain) {
+	if drained(b) {
 		status = CheckWarn // it gets nothing new
 	}
 	now, err := (&change{b: d.balancer}).hop(b.AddrPort(), Mode(b.Mode), res)

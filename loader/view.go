@@ -12,8 +12,9 @@ import (
 	"github.com/xdplb/xdplb/maps"
 )
 
-// Active is how many connections a backend has. Unknown where flows are not
-// followed; AtLeast while silent ones may not have been seen yet.
+// Active is how many connections a backend has; where it drains, with those that
+// its client closed a moment ago and that may still carry data. Unknown where flows
+// are not followed; AtLeast while silent ones may not have been seen yet.
 type Active struct {
 	Known, AtLeast bool
 	Count          int
@@ -59,7 +60,7 @@ func (b *Balancer) Views(only *maps.VIP, live bool) ([]VIPView, error) {
 	if err != nil {
 		return nil, err
 	}
-	var active map[uint32]int
+	var active map[uint32]connections
 	if live {
 		if active, err = b.activeFlows(now); err != nil {
 			return nil, err
@@ -79,17 +80,32 @@ func (b *Balancer) Views(only *maps.VIP, live bool) ([]VIPView, error) {
 	return views, nil
 }
 
-func (b *Balancer) activeFlows(now uint64) (map[uint32]int, error) {
-	active := make(map[uint32]int)
+// connections are those that count, and those that a drain waits for.
+type connections struct{ active, left int }
+
+func (c connections) count(drains bool) int {
+	if drains {
+		return c.left
+	}
+	return c.active
+}
+
+func (b *Balancer) activeFlows(now uint64) (map[uint32]connections, error) {
+	active := make(map[uint32]connections)
 	return active, b.walkLive(now, func(f maps.Flow) {
+		c := active[f.Backend]
 		if b.Settings.Active(f, now) {
-			active[f.Backend]++
+			c.active++
 		}
+		if b.Settings.Left(f, now) {
+			c.left++
+		}
+		active[f.Backend] = c
 	})
 }
 
 // view makes the view of one VIP; without active flows it is not live.
-func (b *Balancer) view(s maps.Service, records []maps.Backend, active map[uint32]int, now uint64) (VIPView, error) {
+func (b *Balancer) view(s maps.Service, records []maps.Backend, active map[uint32]connections, now uint64) (VIPView, error) {
 	v := VIPView{Service: s, AffinityTime: b.Affinity(&s)}
 	slots, err := b.Maps.Table(s.Id)
 	if err != nil {
@@ -105,16 +121,22 @@ func (b *Balancer) view(s maps.Service, records []maps.Backend, active map[uint3
 		followed = s.PinnedSince
 	}
 	young := now-followed <= b.Settings.Idle(s.Proto)
-	atServer := make(map[netip.AddrPort]int) // with those that a replaced record keeps
+	atServer := make(map[netip.AddrPort]connections) // with those that a replaced record keeps
+	drains := make(map[netip.AddrPort]bool)
 	for i := range records {
-		places[records[i].Id] = records[i].AddrPort()
-		atServer[records[i].AddrPort()] += active[records[i].Id]
-		v.Active.Count += active[records[i].Id]
+		record, at := &records[i], records[i].AddrPort()
+		places[record.Id] = at
+		c, more := atServer[at], active[record.Id]
+		atServer[at] = connections{c.active + more.active, c.left + more.left}
+		drains[at] = drains[at] || record.Listed() && drained(record)
+	}
+	for at, c := range atServer {
+		v.Active.Count += c.count(drains[at])
 	}
 	for i := range records {
 		record := &records[i]
 		view := viewOf(record)
-		view.Active = Active{Known: live && (pinned || view.Draining || view.Weight == 0), AtLeast: young, Count: atServer[view.At]}
+		view.Active = Active{Known: live && (pinned || drained(record)), AtLeast: young, Count: atServer[view.At].count(drains[view.At])}
 		if live {
 			if view.Counters, err = b.Maps.BackendCounters(record.Id); err != nil {
 				return v, err
@@ -142,6 +164,11 @@ func (b *Balancer) view(s maps.Service, records []maps.Backend, active map[uint3
 		v.Counters.Add(retired)
 	}
 	return v, nil
+}
+
+// drained reports whether a backend shall take no new flows.
+func drained(b *maps.Backend) bool {
+	return b.Weight == 0 || b.Has(bpf.XdplbBackendFlagBackendDrain)
 }
 
 func viewOf(b *maps.Backend) BackendView {

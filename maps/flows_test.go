@@ -119,7 +119,7 @@ func TestFlowStates(t *testing.T) {
 		id     uint64
 		want   maps.FlowState
 		lives  time.Duration
-		active time.Duration
+		left   time.Duration // in which it may still carry data
 	}{
 		{0, tcp, 0, maps.FlowHalfOpen, 60 * time.Second, 60 * time.Second},
 		{spoken, tcp, 0, maps.FlowEstablished, 900 * time.Second, 900 * time.Second},
@@ -148,9 +148,13 @@ func TestFlowStates(t *testing.T) {
 		if lives := s.Duration(s.Lifetime(f)); lives != c.lives {
 			t.Errorf("states %#x, id %d: lives %s, want %s", c.states, c.id, lives, c.lives)
 		}
-		for _, at := range []time.Duration{0, c.active, c.active + 10*time.Millisecond, c.lives, c.lives + 10*time.Millisecond} {
+		for _, at := range []time.Duration{0, c.left, c.left + 10*time.Millisecond, c.lives, c.lives + 10*time.Millisecond} {
 			now := epoch + s.Jiffies(max(at, 0))
-			if got, want := s.Active(f, now), at <= c.active; at >= 0 && got != want {
+			if got, want := s.Left(f, now), at <= c.left; at >= 0 && got != want {
+				t.Errorf("states %#x, id %d: left %v after %s", c.states, c.id, got, at)
+			}
+			closes := c.id == 0 && c.want == maps.FlowClosing // its server's FIN is not seen
+			if got, want := s.Active(f, now), at <= c.left && !closes; at >= 0 && got != want {
 				t.Errorf("states %#x, id %d: active %v after %s", c.states, c.id, got, at)
 			}
 			if got, want := s.Live(f, now), at <= c.lives; got != want {

@@ -90,9 +90,19 @@ func (s *Settings) Lifetime(f Flow) uint64 {
 // Live reports whether a flow is within its timeout at the time now, in jiffies.
 func (s *Settings) Live(f Flow, now uint64) bool { return elapsed(f.Seen, now) <= s.Lifetime(f) }
 
-// Active reports whether a live flow may still carry data: it is not closed, and
-// where one side has closed it somebody has spoken of late.
+// Active reports whether a live flow counts as a connection. What both sides closed
+// is none; nor is a flow of DR and TUN that its client closed, whose server closes it
+// unseen. In NAT and FULL-NAT one that only one side closed counts while it is Left.
 func (s *Settings) Active(f Flow, now uint64) bool {
+	if !f.Translated() && f.State() == FlowClosing {
+		return false
+	}
+	return s.Left(f, now)
+}
+
+// Left reports whether a live flow may still carry data, which is what a drain waits
+// for: it is not closed, and where one side has closed it somebody has spoken of late.
+func (s *Settings) Left(f Flow, now uint64) bool {
 	switch f.State() {
 	case FlowClosed:
 		return false

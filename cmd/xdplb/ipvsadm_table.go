@@ -126,7 +126,7 @@ func (t *vipTable) count(b *loader.Balancer, only *maps.VIP) (map[place]connecti
 		p := place{k, f.At}
 		c := counts[p]
 		waiting := !f.Spoken && f.Proto == unix.IPPROTO_TCP && f.Idle > halfOpen
-		if b.Settings.Active(f.Flow, now) && !waiting {
+		if b.Settings.Left(f.Flow, now) && !waiting {
 			c.active++
 		} else {
 			c.inactive++

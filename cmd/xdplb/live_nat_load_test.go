@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,15 +21,10 @@ const (
 )
 
 // TestActiveConnections: with lc and 1,000 connections of random lifetimes the backends' active connections are
-// those that the servers' own ss counts, within 2 %.
+// those that the servers' own ss counts, within 2 %, in every mode.
 func TestActiveConnections(t *testing.T) {
-	eachCase(t, func(t *testing.T, c natCase) {
-		t.Parallel()
-		n := buildNAT(t, c, 3, 1)
-		n.giveSources(8, c.v6)
-		for _, server := range n.Servers {
-			n.serveNamesAt(server, natServerPort)
-		}
+	test := func(t *testing.T, n *natNet) {
+		n.giveSources(8, n.v6)
 		n.addVIP("--scheduler", "lc")
 		l := &lives{net: n, quit: make(chan struct{})}
 		for i := range loadConnections {
@@ -42,6 +38,23 @@ func TestActiveConnections(t *testing.T) {
 		l.wait.Wait()
 		l.checkPaused(0)
 		n.demandNone("snat_exhausted", "nat_clash", "twin_lost", "flow_unknown")
+	}
+	for _, c := range []natCase{{"DR", "dr", false}, {"TUN", "tun", false}} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			n := &natNet{liveNet: buildLive(t, 3), natCase: c, port: livePort}
+			n.vip, n.servers = netip.AddrPortFrom(n.VIP4, livePort), n.Servers4
+			n.name = n.vip.String()
+			test(t, n)
+		})
+	}
+	eachCase(t, func(t *testing.T, c natCase) {
+		t.Parallel()
+		n := buildNAT(t, c, 3, 1)
+		for _, server := range n.Servers {
+			n.serveNamesAt(server, natServerPort)
+		}
+		test(t, n)
 	})
 }
 
@@ -159,7 +172,7 @@ func abs(i int) int { return max(i, -i) }
 // client did may yet get an answer, and count as active.
 func (n *natNet) established(server *lab.Node) int {
 	n.t.Helper()
-	out, err := server.Command(context.Background(), "ss", "-Htn", "state", "established", "state", "close-wait", fmt.Sprintf("( sport = :%d )", natServerPort)).Output()
+	out, err := server.Command(context.Background(), "ss", "-Htn", "state", "established", "state", "close-wait", fmt.Sprintf("( sport = :%d )", n.port)).Output()
 	n.check(err)
 	return bytes.Count(out, []byte("\n"))
 }

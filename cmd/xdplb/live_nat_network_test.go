@@ -35,6 +35,7 @@ type natNet struct {
 	vip     netip.AddrPort
 	name    string // of the VIP in commands
 	servers []netip.Addr
+	port    uint16 // where they listen
 	snat    []netip.Addr
 }
 
@@ -42,7 +43,7 @@ type natNet struct {
 // address to a client goes to the balancer, which does not forward; what they send from a VIP goes the direct way.
 func buildNAT(t testing.TB, c natCase, servers, snat int, attachFlags ...string) *natNet {
 	t.Helper()
-	n := &natNet{natCase: c}
+	n := &natNet{natCase: c, port: natServerPort}
 	n.liveNet = wireLive(t, lab.Flat, servers)
 	n.snat, n.servers, n.vip = natAddresses(c.v6, snat), n.Servers4, netip.AddrPortFrom(n.VIP4, livePort)
 	if c.v6 {
@@ -111,7 +112,7 @@ func repliesVia(from, gateway netip.Addr, clients ...string) error {
 
 // at is how commands name a server's port.
 func (n *natNet) at(server int) string {
-	return netip.AddrPortFrom(n.servers[server], natServerPort).String()
+	return netip.AddrPortFrom(n.servers[server], n.port).String()
 }
 
 // addVIP adds the VIP with all servers.
