@@ -275,7 +275,10 @@ func (b *Balancer) edit(v maps.VIP, f func(*change) error) error {
 	if err != nil {
 		return err
 	}
-	if err := f(c); err != nil {
+	if err = f(c); err == nil {
+		err = c.checkSource()
+	}
+	if err != nil {
 		c.discard()
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/xdplb/xdplb/bpf"
 	"github.com/xdplb/xdplb/maps"
 )
 
@@ -40,7 +41,7 @@ func (b *Balancer) readSNATUse() (u snatUse, err error) {
 		}
 	}
 	for _, record := range b.Maps.ReadBackends(func(uint32) bool { return true }) {
-		if Mode(record.Mode) == ModeFullNAT {
+		if Mode(record.Mode) == ModeFullNAT && !record.Has(bpf.XdplbBackendFlagBackendGone) {
 			u.fullnat[record.Vip] = true
 		}
 	}
@@ -125,6 +126,44 @@ func (b *Balancer) checkNewVIP(v maps.VIP) error {
 	return err
 }
 
+// checkFrom refuses that FULL-NAT sends from a VIP's own address, where other VIPs
+// would take replies.
+func (u *snatUse) checkFrom(from *maps.Service) error {
+	if !u.fromVIP(from) {
+		return nil
+	}
+	for _, s := range u.services {
+		if s.Addr == from.Addr && u.takes(s.VIP) {
+			return u.taken(s.VIP, setPorts, "%s: FULL-NAT would send from its address on the SNAT ports %s, where %s would take the replies", from.VIP, u.ports, s.VIP)
+		}
+	}
+	return nil
+}
+
+// checkSource refuses a change after which FULL-NAT sends from the VIP's own address,
+// and did not before, if another VIP would take replies.
+func (c *change) checkSource() error {
+	begins := c.snat != nil && len(*c.snat) == 0
+	for i := range c.backends {
+		begins = begins || c.fresh[c.backends[i].Id] && Mode(c.backends[i].Mode) == ModeFullNAT
+	}
+	if !begins {
+		return nil
+	}
+	u, err := c.b.readSNATUse()
+	if err != nil || u.fromVIP(&c.stored) {
+		return err
+	}
+	s := &c.service
+	for i := range c.backends {
+		u.fullnat[s.Id] = u.fullnat[s.Id] || Mode(c.backends[i].Mode) == ModeFullNAT && !c.removed[c.backends[i].Id]
+	}
+	if c.snat != nil {
+		u.own[s.Id] = *c.snat
+	}
+	return u.checkFrom(s)
+}
+
 // checkSNATAddress says why FULL-NAT cannot send from an address. anyHost allows
 // those that are not this host's; others could be put on iface.
 func checkSNATAddress(addr netip.Addr, anyHost bool, iface string) error {
@@ -194,18 +233,30 @@ func (b *Balancer) AddSNAT(addrs []netip.Addr, anyHost bool) error {
 // DeleteSNAT takes addresses out of the pool, all or none. Flows that use them go
 // on; there are no new ones.
 func (b *Balancer) DeleteSNAT(addrs []netip.Addr) error {
-	pool, err := b.Maps.SNATPool(&b.Settings)
+	u, err := b.readSNATUse()
 	if err != nil {
 		return err
 	}
+	before := u
+	u.pool = slices.Clone(u.pool)
 	for _, addr := range addrs {
-		i := slices.Index(pool, addr)
+		i := slices.Index(u.pool, addr)
 		if i < 0 {
 			return fmt.Errorf("%s: %w", addr, ErrNoSNAT)
 		}
-		pool = slices.Delete(pool, i, i+1)
+		u.pool = slices.Delete(u.pool, i, i+1)
 	}
-	return b.Maps.PutSNATPool(&b.Settings, pool)
+	for i := range u.services {
+		s := &u.services[i]
+		if before.fromVIP(s) {
+			continue
+		}
+		if err := u.checkFrom(s); err != nil {
+			of := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Is4() == s.Addr.Is4() })
+			return fmt.Errorf("%s: without it %w", addrs[of], err)
+		}
+	}
+	return b.Maps.PutSNATPool(&b.Settings, u.pool)
 }
 
 // SNATPorts are the ports that FULL-NAT sends from.
