@@ -14,11 +14,14 @@ import (
 )
 
 // claim writes one entry of a flow, as the data path does: that of the replies, or that of the client's packets.
-func (b *bench) claim(to *ebpf.Map, backend uint32, from, dst string, direction bpf.XdplbFlowDirection, seen uint64) {
+func (b *bench) claim(to *ebpf.Map, backend uint32, from, dst string, direction bpf.XdplbFlowDirection, seen uint64, more ...bpf.XdplbFlowState) {
 	b.Helper()
 	src, far := netip.MustParseAddrPort(from), netip.MustParseAddrPort(dst)
 	key := bpf.XdplbTuple{Src: maps.Address(src.Addr()), Dst: maps.Address(far.Addr()), Sport: src.Port(), Dport: far.Port(), Proto: 6}
 	states := uint64(bpf.XdplbFlowStateFlowSpoken | bpf.XdplbFlowStateFlowAnswered)
+	for _, state := range more {
+		states |= uint64(state)
+	}
 	must(b.T, to.Put(key, bpf.XdplbFlow{
 		Stamp: seen<<uint64(bpf.XdplbFlowStampFlowStampShift) | states, Backend: backend, Direction: uint8(direction), Id: 7,
 	}))
@@ -46,16 +49,21 @@ func TestSNATFlows(t *testing.T) {
 	}
 	b.claim(half, id[one], one, "10.0.0.2:20004", reply, now)                                                  // is being promoted
 	b.claim(half, id[two], two, "10.0.0.2:20010", reply, now)                                                  // a handshake
-	b.claim(flows, id[one], one, "10.0.0.2:20011", reply, now-b.Settings.TcpIdle-1)                            // expired
+	b.claim(flows, id[one], one, "10.0.0.2:20011", reply, now-b.Settings.TcpIdle-5*uint64(b.Settings.Hz))      // expired
 	b.claim(flows, id[one], "198.51.100.1:7777", "192.0.2.10:80", request, now)                                // the other direction
 	b.claim(flows, id[nat], nat, "10.0.0.2:20012", reply, now)                                                 // NAT, to a client there
 	b.claim(flows, id[two], two, "10.9.9.9:20000", reply, now)                                                 // another address
 	b.claim(flows, id[two], "10.0.0.12:80", "203.0.113.1:20000", reply, now)                                   // of an address that is gone
 	b.claim(flows, id[two]+1<<uint(bpf.XdplbBackendIdPartBackendIndexBits), two, "10.0.0.2:20013", reply, now) // of a backend that is gone
+	// Both sides closed these some seconds ago. A server that was first still holds the tuple.
+	ago, closing, finished := now-2*uint64(b.Settings.Hz), bpf.XdplbFlowStateFlowClosing, bpf.XdplbFlowStateFlowFinished
+	b.claim(flows, id[two], two, "10.9.9.9:20001", reply, ago, closing, finished)
+	b.claim(flows, id[two], two, "10.9.9.9:20002", reply, ago, closing, finished, bpf.XdplbFlowStateFlowBackendFirst)
+	b.claim(flows, id[two], two, "10.9.9.9:20003", reply, ago, bpf.XdplbFlowStateFlowReset)
 
 	s, err := b.SNAT()
 	must(t, err)
-	for addr, want := range map[string]int{"10.0.0.2": 9, "10.9.9.9": 1, "203.0.113.1": 1, "192.0.2.10": 0} {
+	for addr, want := range map[string]int{"10.0.0.2": 9, "10.9.9.9": 2, "203.0.113.1": 1, "192.0.2.10": 0} {
 		if got := s.Flows[ip(addr)]; got != want {
 			t.Errorf("%s: %d flows, want %d", addr, got, want)
 		}

@@ -3,6 +3,7 @@ package loader
 import (
 	"net/netip"
 
+	"github.com/xdplb/xdplb/bpf"
 	"github.com/xdplb/xdplb/maps"
 )
 
@@ -20,15 +21,15 @@ type SNATAddress struct {
 	VIP    *maps.VIP // that alone sends from it; nil: those without addresses of their own
 }
 
-// SNATLoad is how many live flows toward a backend come from one address, and from
-// ports that new ones may have.
+// SNATLoad is how many flows toward a backend keep ports of one address from new
+// ones, of those that these may have.
 type SNATLoad struct {
 	Backend netip.AddrPort
 	Flows   int
 }
 
-// SNATView is what FULL-NAT sends from. Flows counts those of addresses that were
-// taken away, too. Each backend has the whole range of ports, so an address is as
+// SNATView is what FULL-NAT sends from. Flows counts those that keep their ports from
+// new ones, also those of addresses that were taken away. Each backend has the whole range of ports, so an address is as
 // full as its fullest backend.
 type SNATView struct {
 	Ports     PortRange
@@ -69,7 +70,7 @@ func (b *Balancer) countSNAT(s *SNATView) error {
 	s.Flows, s.Fullest = make(map[netip.Addr]int), make(map[netip.Addr]SNATLoad)
 	fullnat := make(map[uint32]bool)
 	for _, record := range b.Maps.ReadBackends(func(uint32) bool { return true }) {
-		fullnat[record.Id] = Mode(record.Mode) == ModeFullNAT
+		fullnat[record.Id] = Mode(record.Mode) == ModeFullNAT && !record.Has(bpf.XdplbBackendFlagBackendGone)
 	}
 	now, err := b.Now()
 	if err != nil || len(fullnat) == 0 {
@@ -82,7 +83,7 @@ func (b *Balancer) countSNAT(s *SNATView) error {
 	}
 	loads, last := make(map[load]int), make(map[maps.Tuple]bool)
 	err = b.Maps.Replies(func(f maps.Flow) {
-		if !fullnat[f.Backend] || !b.Settings.Live(f, now) {
+		if !fullnat[f.Backend] || !b.Settings.HoldsPort(f, now) {
 			return
 		}
 		if f.HalfOpen {

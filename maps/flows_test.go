@@ -120,22 +120,23 @@ func TestFlowStates(t *testing.T) {
 		want   maps.FlowState
 		lives  time.Duration
 		left   time.Duration // in which it may still carry data
+		keeps  time.Duration // its port from others; 0: it has none
 	}{
-		{0, tcp, 0, maps.FlowHalfOpen, 60 * time.Second, 60 * time.Second},
-		{spoken, tcp, 0, maps.FlowEstablished, 900 * time.Second, 900 * time.Second},
-		{spoken | closing, tcp, 0, maps.FlowClosing, 900 * time.Second, 10 * time.Second},
-		{spoken, udp, 0, maps.FlowUDP, 300 * time.Second, 300 * time.Second},
-		{0, tcp, 7, maps.FlowHalfOpen, 60 * time.Second, 60 * time.Second},
-		{answered, tcp, 7, maps.FlowHalfOpen, 60 * time.Second, 60 * time.Second},
-		{spoken | answered, tcp, 7, maps.FlowEstablished, 900 * time.Second, 900 * time.Second},
-		{spoken | answered | closing, tcp, 7, maps.FlowClosing, 120 * time.Second, 10 * time.Second},
-		{spoken | answered | finished | backendFirst, tcp, 7, maps.FlowClosing, 120 * time.Second, 10 * time.Second},
-		{spoken | answered | closing | finished, tcp, 7, maps.FlowClosed, 10 * time.Second, -1},
-		{spoken | answered | closing | finished | backendFirst, tcp, 7, maps.FlowClosed, 60 * time.Second, -1},
-		{spoken | answered | closing | finished | backendFirst | reset, tcp, 7, maps.FlowClosed, 10 * time.Second, -1},
-		{answered | reset, tcp, 7, maps.FlowClosed, 10 * time.Second, -1},
-		{spoken | closing | reset, tcp, 7, maps.FlowClosed, 10 * time.Second, -1},
-		{spoken | answered, udp, 7, maps.FlowUDP, 300 * time.Second, 300 * time.Second},
+		{0, tcp, 0, maps.FlowHalfOpen, 60 * time.Second, 60 * time.Second, 0},
+		{spoken, tcp, 0, maps.FlowEstablished, 900 * time.Second, 900 * time.Second, 0},
+		{spoken | closing, tcp, 0, maps.FlowClosing, 900 * time.Second, 10 * time.Second, 0},
+		{spoken, udp, 0, maps.FlowUDP, 300 * time.Second, 300 * time.Second, 0},
+		{0, tcp, 7, maps.FlowHalfOpen, 60 * time.Second, 60 * time.Second, 3 * time.Second},
+		{answered, tcp, 7, maps.FlowHalfOpen, 60 * time.Second, 60 * time.Second, 3 * time.Second},
+		{spoken | answered, tcp, 7, maps.FlowEstablished, 900 * time.Second, 900 * time.Second, 904 * time.Second},
+		{spoken | answered | closing, tcp, 7, maps.FlowClosing, 120 * time.Second, 10 * time.Second, 123750 * time.Millisecond},
+		{spoken | answered | finished | backendFirst, tcp, 7, maps.FlowClosing, 120 * time.Second, 10 * time.Second, 123750 * time.Millisecond},
+		{spoken | answered | closing | finished, tcp, 7, maps.FlowClosed, 10 * time.Second, -1, time.Second},
+		{spoken | answered | closing | finished | backendFirst, tcp, 7, maps.FlowClosed, 60 * time.Second, -1, 61870 * time.Millisecond},
+		{spoken | answered | closing | finished | backendFirst | reset, tcp, 7, maps.FlowClosed, 10 * time.Second, -1, time.Second},
+		{answered | reset, tcp, 7, maps.FlowClosed, 10 * time.Second, -1, time.Second},
+		{spoken | closing | reset, tcp, 7, maps.FlowClosed, 10 * time.Second, -1, time.Second},
+		{spoken | answered, udp, 7, maps.FlowUDP, 300 * time.Second, 300 * time.Second, 304 * time.Second},
 	} {
 		keys, values := w.twins(8080, c.id, c.states, 0, 0)
 		keys[0].Proto = c.proto
@@ -156,6 +157,9 @@ func TestFlowStates(t *testing.T) {
 			closes := c.id == 0 && c.want == maps.FlowClosing // its server's FIN is not seen
 			if got, want := s.Active(f, now), at <= c.left && !closes; at >= 0 && got != want {
 				t.Errorf("states %#x, id %d: active %v after %s", c.states, c.id, got, at)
+			}
+			if got, want := s.HoldsPort(f, epoch+s.Jiffies(c.keeps+max(at, 0))), at <= 0; c.keeps > 0 && got != want {
+				t.Errorf("states %#x: keeps its port %v after %s and %s", c.states, got, c.keeps, at)
 			}
 			if got, want := s.Live(f, now), at <= c.lives; got != want {
 				t.Errorf("states %#x, id %d: live %v after %s", c.states, c.id, got, at)

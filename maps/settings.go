@@ -112,6 +112,29 @@ func (s *Settings) Left(f Flow, now uint64) bool {
 	return s.Live(f, now)
 }
 
+// For how long flows keep their ports from others: bpf/claim.h.
+const (
+	closedKeeps    = time.Second // where no one holds the tuple in TIME_WAIT
+	handshakeKeeps = 3 * time.Second
+	mostTwinLag    = 4 * time.Second // by which one of a flow's two entries may be younger than the other, and
+	twinLagPart    = 32              // this part of what the flow lives
+)
+
+// HoldsPort reports whether an entry toward the client keeps the tuple that it has
+// from other flows of NAT and FULL-NAT, if its backend still exists.
+func (s *Settings) HoldsPort(f Flow, now uint64) bool {
+	keeps := s.Lifetime(f)
+	switch {
+	case f.State() == FlowClosed && (f.Reset || !f.BackendFirst):
+		keeps = s.Jiffies(closedKeeps)
+	case !f.Spoken && !f.Closing && !f.Finished:
+		keeps = min(keeps, s.Jiffies(handshakeKeeps))
+	default:
+		keeps += min(keeps/twinLagPart, s.Jiffies(mostTwinLag))
+	}
+	return elapsed(f.Seen, now) <= keeps
+}
+
 // elapsed is 0 for a stamp that a packet wrote after now was read.
 func elapsed(seen, now uint64) uint64 {
 	if seen > now {

@@ -46,6 +46,9 @@ func TestPoolOfAHundredPorts(t *testing.T) {
 		t.Errorf("a connection to another backend: %q answered, %v", name, err)
 	}
 	n.askAll(open, "server1") // who was there stays
+	if flows, percent := n.fullest(); flows != ports || percent != 100 {
+		t.Errorf("snat list shows %d flows toward one backend, %v %%, of %d", flows, percent, ports)
+	}
 
 	n.check(open[50].Close()) // the client's FIN comes first: the port is free soon
 	l := <-late
@@ -62,6 +65,36 @@ func TestPoolOfAHundredPorts(t *testing.T) {
 	n.check(l.err)
 	open[7] = newTalk(l.conn)
 	n.askAll(open, "server1")
+
+	n.check(open[0].Close())
+	open = open[1:]
+	n.eventually("the list shows a free port as soon as there is one", func() bool {
+		flows, percent := n.fullest()
+		return flows < ports && percent < 100
+	})
+	refused = n.stats().Reasons["snat_exhausted"]
+	conn, err := n.dial(n.sources[1], n.vip)
+	n.check(err)
+	open = append(open, conn)
+	if refusals := n.stats().Reasons["snat_exhausted"]; refusals != refused {
+		t.Errorf("%d connections were refused, though there was a port", refusals-refused)
+	}
+	n.askAll(open, "server1")
+}
+
+// fullest is how many flows `snat list` shows toward the fullest backend, and of how many ports in percent.
+func (n *natNet) fullest() (flows int, percent float64) {
+	n.t.Helper()
+	var list struct {
+		Addresses []struct {
+			Fullest struct {
+				Flows   int
+				Percent float64
+			}
+		}
+	}
+	n.ask(&list, "snat", "list")
+	return list.Addresses[0].Fullest.Flows, list.Addresses[0].Fullest.Percent
 }
 
 // askAll: all of these are connected to one server.
