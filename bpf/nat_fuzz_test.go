@@ -3,6 +3,7 @@ package bpf_test
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 
@@ -89,15 +90,22 @@ func plain(frame []byte) []byte {
 // comes back as itself, but for its TTL. It returns what became of it.
 func (w *world) roundTrip(frame []byte) string {
 	w.Helper()
+	if layoutOf(networkOf(frame)).later { // clients with one identification would be mixed up, as on any wire
+		w.send(frame)
+		return "later fragment"
+	}
+	return w.thereAndBack(frame)
+}
+
+// thereAndBack is roundTrip, of later fragments too: if no other packet has their identification.
+func (w *world) thereAndBack(frame []byte) string {
+	w.Helper()
 	got := w.send(frame)
 	if got.reason == bpf.XdplbReasonFlowUnknown {
 		if opening, ok := opened(frame); ok {
 			w.send(opening)
 			got = w.send(frame)
 		}
-	}
-	if layoutOf(networkOf(frame)).later { // clients with one identification would be mixed up, as on any wire
-		return "later fragment"
 	}
 	reply, ok := swap(got.frame)
 	if got.verdict != xdpTX || got.reason != bpf.XdplbReasonTransmitted || !ok {
@@ -178,6 +186,7 @@ func TestThereAndBackByProperties(t *testing.T) {
 	for _, mode := range translatingModes {
 		t.Run(mode.name, func(t *testing.T) {
 			w, vips := everythingTranslated(t, mode.mode)
+			id := uint32(0)
 			rapid.Check(t, func(t *rapid.T) {
 				p := rapid.SampledFrom(vips).Draw(t, "VIP").base()
 				p.vip = withPort(p.vip, rapid.Uint16().Draw(t, "port"))
@@ -188,6 +197,45 @@ func TestThereAndBackByProperties(t *testing.T) {
 				if ended := w.roundTrip(p.bytes(w)); ended != "there and back" {
 					t.Fatalf("%v: %s", p, ended)
 				}
+				id++
+				for i, part := range p.fragments(id) {
+					if ended := w.thereAndBack(part.bytes(w)); ended != "there and back" {
+						t.Fatalf("%v: fragment %d: %s", p, i, ended)
+					}
+				}
+			})
+		})
+	}
+}
+
+// halfCheck is how much of a packet is quoted if the quote ends within its checksum.
+var halfCheck = map[uint8]int{unix.IPPROTO_TCP: 17, unix.IPPROTO_UDP: 7}
+
+// Errors about packets of every make: what they quote is what their receiver sent, in both directions.
+func TestErrorsThereAndBackByProperties(t *testing.T) {
+	for _, mode := range translatingModes {
+		t.Run(mode.name, func(t *testing.T) {
+			w, vips := translating(t), []*service(nil)
+			for _, pattern := range vipNames {
+				vips = append(vips, w.translatedVIP(fmt.Sprintf(pattern, 10), mode.mode))
+			}
+			rapid.Check(t, func(t *rapid.T) {
+				s := rapid.SampledFrom(vips).Draw(t, "VIP")
+				p := s.base().numbered(int(rapid.Uint16Min(1).Draw(t, "client's port")))
+				p.tags = rapid.SampledFrom(tagStacks).Draw(t, "tags")
+				p.tos = rapid.Uint8().Draw(t, "TOS")
+				p.payload = rapid.SliceOfN(rapid.Byte(), 0, 64).Draw(t, "payload")
+				d := s.establish("errors", p)
+				from := rapid.SampledFrom(messengers).Draw(t, "from")
+				size := rapid.IntRange(4, len(p.transport(w))).Draw(t, "quoted")
+				if size == halfCheck[p.proto] { // which stays as it is: nobody can verify it
+					size++
+				}
+				q := d.atBackend(p)
+				d.tells(from, "error to the backend", p.quoting(w, size), q.quoting(w, size), p, q, uint32(d.b.Link.Interface), d.fullNAT())
+				r := d.reply(p)
+				q = d.atClient(r)
+				d.tells(from, "error to the client", r.quoting(w, size), q.quoting(w, size), r, q, d.comes, true)
 			})
 		})
 	}

@@ -64,20 +64,26 @@ func TestExhaustion(t *testing.T) {
 // When a port may be used again: how its last flow ended says so.
 func TestPortReuse(t *testing.T) {
 	both := []func(*dialogue){says(true, fin), says(false, fin), says(true, ack)}
+	tcp, udp := []string{vipNames[0], vipNames[2]}, []string{vipNames[1], vipNames[3]}
 	for name, c := range map[string]struct {
+		vips    []string
 		steps   []func(*dialogue)
 		jiffies uint64
 	}{
-		"closed by the client first": {both, 100},
-		"reset by the client":        {[]func(*dialogue){says(true, rst)}, 100},
-		"reset by the backend":       {[]func(*dialogue){says(false, layers.TCP{RST: true, ACK: true})}, 100},
-		// A thirty-second more than TIME_WAIT: the other entry may have been touched so much later.
-		"closed by the backend first": {[]func(*dialogue){says(false, fin), says(true, fin)}, 6187},
+		"closed by the client first": {tcp, both, 100},
+		"reset by the client":        {tcp, []func(*dialogue){says(true, rst)}, 100},
+		"reset by the backend":       {tcp, []func(*dialogue){says(false, layers.TCP{RST: true, ACK: true})}, 100},
+		// A thirty-second more than they live, and 4 s at most: the other entry may have been touched so much later.
+		"closed by the backend first": {tcp, []func(*dialogue){says(false, fin), says(true, fin)}, 6187},
+		"closed by the client alone":  {tcp, []func(*dialogue){says(true, fin)}, 12375},
+		"closed by the backend alone": {tcp, []func(*dialogue){says(false, fin)}, 12375},
+		"expired while established":   {tcp, nil, 90400},
+		"expired, of UDP":             {udp, nil, 30400},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := translating(t)
 			w.ports(1)
-			for _, pattern := range []string{vipNames[0], vipNames[2]} {
+			for _, pattern := range c.vips {
 				s := w.translatedVIP(fmt.Sprintf(pattern, 10), bpf.XdplbModeModeFullnat)
 				d := s.establish(name, s.base().numbered(1))
 				for _, step := range c.steps {

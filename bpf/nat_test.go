@@ -196,7 +196,9 @@ func TestSYNOnClosedTuple(t *testing.T) {
 		port := 9000
 		for name, steps := range map[string][]func(*dialogue){
 			"client closed":       {says(true, fin)},
+			"backend closed":      {says(false, fin)},
 			"both closed":         {says(true, fin), says(false, fin), says(true, ack)},
+			"both, backend first": {says(false, fin), says(true, fin), says(false, ack)},
 			"reset by the client": {says(true, rst)},
 			"reset by both":       {says(false, layers.TCP{RST: true, ACK: true}), says(true, rst)},
 		} {
@@ -227,13 +229,15 @@ func TestSYNOnClosedTuple(t *testing.T) {
 // A backend in TIME_WAIT is not handed a tuple that it still holds: NAT has no other.
 func TestTupleInTimeWait(t *testing.T) {
 	w := translating(t)
-	s := w.translatedVIP("192.0.2.10:80", bpf.XdplbModeModeFullnat)
-	d := s.establish("TIME_WAIT", s.base())
-	d.says(false, fin)
-	d.says(true, fin)
-	again := s.opens("a new connection beside TIME_WAIT", s.base())
-	if again.source == d.source {
-		t.Errorf("a new connection got %v, which the backend still holds", d.source)
+	for _, pattern := range []string{vipNames[0], vipNames[2]} {
+		s := w.translatedVIP(fmt.Sprintf(pattern, 10), bpf.XdplbModeModeFullnat)
+		d := s.establish("TIME_WAIT", s.base())
+		d.says(false, fin)
+		d.says(true, fin)
+		again := s.opens("a new connection beside TIME_WAIT", s.base())
+		if again.source == d.source {
+			t.Errorf("%s: a new connection got %v, which the backend still holds", again.name, d.source)
+		}
 	}
 }
 

@@ -47,13 +47,16 @@ func (w *world) resets(what string, p packet, reason bpf.XdplbReason) {
 }
 
 // refusing are the VIPs that adopt no flow, of TCP: in FULL-NAT nobody knows its source, and by these schedulers
-// nobody knows its backend.
+// or with affinity, nobody knows its backend.
 func refusing(t *testing.T) (all []*service) {
 	w := translating(t)
-	for i, pattern := range []string{vipNames[0], vipNames[2]} {
+	for _, pattern := range []string{vipNames[0], vipNames[2]} {
 		all = append(all, w.translatedVIP(fmt.Sprintf(pattern, 10), bpf.XdplbModeModeFullnat))
-		for j, scheduler := range []maps.Scheduler{maps.SchedulerRR, maps.SchedulerLC} {
-			s := w.scheduled(fmt.Sprintf(pattern, 20+2*i+j), scheduler, 1, 1)
+		for _, s := range []*service{
+			w.scheduled(fmt.Sprintf(pattern, 20), maps.SchedulerRR, 1, 1),
+			w.scheduled(fmt.Sprintf(pattern, 21), maps.SchedulerLC, 1, 1),
+			w.affine(fmt.Sprintf(pattern, 22), maps.SchedulerMaglev, 1, 1),
+		} {
 			for _, b := range s.backends {
 				b.Mode = uint8(bpf.XdplbModeModeNat)
 				w.WriteBackend(b)
@@ -146,11 +149,15 @@ func TestAdoption(t *testing.T) {
 	w := translating(t)
 	for _, pattern := range vipNames {
 		s := w.translatedVIP(fmt.Sprintf(pattern, 10), bpf.XdplbModeModeNat)
-		for i, flags := range []layers.TCP{ack, fin, synAck, {ACK: true, PSH: true}} {
-			p := s.base().numbered(8000 + i)
-			p.tcp = flags
-			d := s.opensWith("adopted by "+flagsText(flags), p)
-			d.back("its reply", answerFlags(d.reply(s.base())))
+		for j, scheduler := range []maps.Scheduler{maps.SchedulerMaglev, maps.SchedulerSource} {
+			s.Function.Scheduler = uint8(scheduler)
+			s.put()
+			for i, flags := range []layers.TCP{ack, fin, synAck, {ACK: true, PSH: true}} {
+				p := s.base().numbered(8000 + 10*j + i)
+				p.tcp = flags
+				d := s.opensWith("adopted by "+flagsText(flags), p)
+				d.back("its reply", answerFlags(d.reply(s.base())))
+			}
 		}
 		if p := s.base(); p.proto == unix.IPPROTO_TCP {
 			p.tcp = rst
