@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -23,13 +24,13 @@ type kindOfFrame struct {
 // as many are counted as the device took from the wire.
 func TestEveryFrameIsCounted(t *testing.T) {
 	const frames, burst = 1_000_000, 8192
-	n := buildLive(t, 2)
+	n := buildLive(t, 2, "--snat", mixedSNAT, "--snat-ports", fmt.Sprintf("%d-%d", mixedLow, mixedLow+99))
 	n.must("vip", "add", n.VIP4.String()+":80")
 	n.must("backend", "add", n.VIP4.String()+":80", n.backend(0), n.backend(1))
 	n.must("vip", "add", n.VIP4.String()+":81", "--mode", "tun")
 	n.must("backend", "add", n.VIP4.String()+":81", n.backend(0))
 	n.must("vip", "add", n.VIP4.String()+":82")
-	kinds := mixedFrames(n)
+	kinds := append(mixedFrames(n), translatedFrames(n)...)
 
 	rng := rand.New(rand.NewPCG(seed(t), 0))
 	var arrivedBefore uint64
@@ -75,7 +76,7 @@ func TestEveryFrameIsCounted(t *testing.T) {
 		t.Errorf("received %d, but forwarded, passed and all reasons are %d: %+v", after.Received, sum, after)
 	}
 	t.Logf("%d frames arrived: %v", after.Received-before.Received, sent)
-	judgeCounts(t, after, kinds, sent)
+	judgeCounts(t, before, after, kinds, sent)
 	if failed := after.Reasons["tx_failed"]; lost == 0 || failed < lost-few {
 		t.Errorf("tx_failed: %d were counted of %d frames", failed, lost)
 	}
@@ -85,25 +86,29 @@ func TestEveryFrameIsCounted(t *testing.T) {
 const few = 200
 
 // judgeCounts compares with what was sent.
-func judgeCounts(t *testing.T, after liveStats, kinds []kindOfFrame, sent map[string]uint64) {
+func judgeCounts(t *testing.T, before, after liveStats, kinds []kindOfFrame, sent map[string]uint64) {
 	t.Helper()
 	want := make(map[string]uint64)
 	for _, k := range kinds {
 		want[k.counts] += sent[k.name]
 	}
-	r := after.Reasons
+	r := make(map[string]uint64)
+	for name, count := range after.Reasons {
+		r[name] = count - before.Reasons[name]
+	}
 	got := map[string]uint64{
-		"forwarded":  after.Forwarded + r["tx_failed"] + r["redirect_failed"],
-		"passed":     after.Passed,
-		"no_backend": r["no_backend"],
-		"limited":    r["ttl_exceeded"] + r["too_big"] + r["echo_answered"] + r["rate_limited"],
+		"forwarded":      after.Forwarded - before.Forwarded + r["tx_failed"] + r["redirect_failed"],
+		"passed":         after.Passed - before.Passed,
+		"no_backend":     r["no_backend"],
+		"snat_exhausted": r["snat_exhausted"],
+		"limited":        r["ttl_exceeded"] + r["too_big"] + r["echo_answered"] + r["flow_unknown"] + r["nat_clash"] + r["rate_limited"],
 	}
 	for name, have := range got {
 		if have+few < want[name] || have > want[name]+few {
 			t.Errorf("%s: %d were counted of %d frames", name, have, want[name])
 		}
 	}
-	for _, name := range []string{"ttl_exceeded", "too_big", "echo_answered", "rate_limited", "no_backend"} {
+	for _, name := range []string{"ttl_exceeded", "too_big", "echo_answered", "rate_limited", "no_backend", "flow_unknown", "nat_clash", "snat_exhausted"} {
 		if r[name] == 0 {
 			t.Errorf("no frame was counted under %s", name)
 		}
@@ -156,4 +161,57 @@ func mixedFrames(n *liveNet) (kinds []kindOfFrame) {
 	add("half an IP header", "passed", 80, func(f []byte) []byte { return f[:frameIP+18] })
 	add("later fragment of nothing", "passed", 80, set(frameIP+6, 0x00, 0x64))
 	return kinds
+}
+
+// What FULL-NAT sends from: 100 ports with one high byte, which established flows have all the time.
+const (
+	mixedSNAT = "192.0.2.2" // the balancer's
+	mixedLow  = 0x2800
+)
+
+// translatedFrames are of NAT and FULL-NAT, both directions: of flows that are established here, and of none.
+func translatedFrames(n *liveNet) (kinds []kindOfFrame) {
+	n.t.Helper()
+	const nat, clashes, fullnat = 84, 85, 86 // the VIPs' ports; they share a backend
+	const high = 0x10                        // of the client ports that have flows
+	server := netip.AddrPortFrom(n.Servers4[0], natServerPort)
+	for port, mode := range map[uint16]string{nat: "nat", clashes: "nat", fullnat: "fullnat"} {
+		vip := netip.AddrPortFrom(n.VIP4, port).String()
+		n.must("vip", "add", vip, "--mode", mode)
+		n.must("backend", "add", vip, server.String())
+	}
+	anybody := func(port uint16, flags byte) shot {
+		frame, source, sport := tcpFrame(n, netip.AddrPortFrom(n.VIP4, port), flags)
+		return newShot(n, frame, source, sport)
+	}
+	known := func(port uint16, flags byte) shot {
+		frame, _, sport := tcpFrame(n, netip.AddrPortFrom(n.VIP4, port), flags)
+		frame[sport.offset] = high
+		return newShot(n, frame, random{sport.offset + 1, 1})
+	}
+	reply := func(to netip.Addr, flags byte, port part, high byte) shot {
+		frame, source, sport := tcpFrame(n, netip.AddrPortFrom(to, uint16(high)<<8), flags)
+		copy(frame[source.offset:], server.Addr().AsSlice())
+		binary.BigEndian.PutUint16(frame[sport.offset:], server.Port())
+		return newShot(n, frame, port)
+	}
+	low := random{frameTCP4 + 3, 1}
+	client, snat := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr(mixedSNAT)
+	for _, s := range []shot{ // each has all ports, for there are 256
+		known(nat, flagSYN), reply(client, flagSYN|flagACK, low, high), known(nat, flagACK),
+		known(fullnat, flagSYN), reply(snat, flagSYN|flagACK, low, mixedLow>>8), known(fullnat, flagACK),
+	} {
+		n.check(n.fire(s, 8192))
+	}
+	taken := choice{low.offset, [8]byte{0, 1, 2, 3, 50, 97, 98, 99}}
+	return []kindOfFrame{
+		{"NAT SYN", "forwarded", anybody(nat, flagSYN)},
+		{"NAT adopted", "forwarded", anybody(nat, flagACK)},
+		{"NAT established", "forwarded", known(nat, flagACK)},
+		{"NAT reply", "forwarded", reply(client, flagACK, low, high)},
+		{"NAT clash", "limited", known(clashes, flagSYN)},
+		{"FULL-NAT reply", "forwarded", reply(snat, flagACK, taken, mixedLow>>8)},
+		{"FULL-NAT of no flow", "limited", anybody(fullnat, flagACK)},
+		{"FULL-NAT exhausted", "snat_exhausted", anybody(fullnat, flagSYN)},
+	}
 }
