@@ -99,6 +99,15 @@ func (c *change) handsOver(now uint64) bool {
 	return local != nil && now <= handoverOf(local).until
 }
 
+// gaveBack reports whether a VIP that is being given back has no flow left but those of the
+// local stack; named are the backends of live flows, those of other VIPs among them.
+func (c *change) gaveBack(named map[uint32]bool) bool {
+	local := c.localStack()
+	return c.givesBack() &&
+		!slices.ContainsFunc(c.slots, func(s maps.Slot) bool { return s.Moving || s.Backend != local.Id }) &&
+		!slices.ContainsFunc(c.backends, func(b maps.Backend) bool { return b.Id != local.Id && named[b.Id] })
+}
+
 // release takes the local stack out of slots that go on moving for others, once it has no
 // flow; named are the backends of live pins.
 func (c *change) release(slots []maps.Slot, named map[uint32]bool) []maps.Slot {

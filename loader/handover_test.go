@@ -128,6 +128,57 @@ func TestHandoverTables(t *testing.T) {
 	}
 }
 
+// One of two VIPs that are given back ends while the other has connections, whose replies look like its own.
+func TestHandoverEndsAlone(t *testing.T) {
+	b := newBench(t, AttachOptions{})
+	hour := time.Hour
+	busy, idle := b.vip("192.0.2.10:80", VIPOptions{}), b.vip("192.0.2.11:80", VIPOptions{})
+	for _, v := range []maps.VIP{busy, idle} {
+		b.add(v, ModeFullNAT, "10.0.0.11:8080")
+	}
+	must(t, b.GiveBack(nil, hour))
+	now, err := b.Now()
+	must(t, err)
+	reply := func(seen uint64) {
+		b.claim(b.Maps.XdplbMaps.Flows, b.listed(busy).Id, "10.0.0.11:8080", "10.0.0.2:20000", bpf.XdplbFlowDirectionFlowToClient, seen)
+	}
+	reply(now)
+	b.over(idle)
+	if b.hasVIP(idle) {
+		t.Error("it is there while another VIP has connections")
+	}
+	b.over(busy)
+	if !b.hasVIP(busy) {
+		t.Fatal("the other one is gone while it has a connection")
+	}
+	reply(now - b.Settings.TcpIdle - 1)
+	b.over(busy)
+	if b.hasVIP(busy) {
+		t.Error("it is there without connections")
+	}
+}
+
+// A command that was killed before it swapped the table has given nothing back: nobody knows who has connections.
+func TestHandoverKilledBeforeTheTable(t *testing.T) {
+	b := newBench(t, AttachOptions{})
+	hour := time.Hour
+	v := b.vip("192.0.2.10:80", VIPOptions{})
+	b.add(v, ModeDR, "10.0.0.11")
+	_, before := b.moving(v)
+	must(t, b.GiveBack(&v, hour))
+	must(t, b.Maps.PutTable(b.service(v).Id, before))
+	b.over(v)
+	if !b.hasVIP(v) {
+		t.Fatal("the VIP is gone, and its connections with it")
+	}
+	l := b.local(v)
+	b.slots(v, "finished", func(s maps.Slot) bool { return s.Backend == l.Id && s.Moving && s.Old == b.listed(v).Id })
+	b.settle(v)
+	if b.hasVIP(v) {
+		t.Error("it does not end")
+	}
+}
+
 func TestHandoverDurations(t *testing.T) {
 	for _, d := range []time.Duration{0, -time.Minute, time.Second - 1, MaxHandover + 1} {
 		if CheckHandover(d) == nil {

@@ -58,9 +58,9 @@ func (c *change) settle() error {
 		}
 		c.slots = next
 	}
-	if local := c.localStack(); c.givesBack() && maps.Moving(c.slots) == 0 {
-		delete(named, local.Id)
-		c.ended = len(named) == 0
+	c.ended = c.gaveBack(named)
+	if c.givesBack() { // also where the table does not say so yet: a command was killed
+		named[c.localStack().Id] = true
 	}
 	for _, slot := range c.slots {
 		named[slot.Backend], named[slot.Old] = true, true
