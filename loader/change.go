@@ -261,7 +261,9 @@ func (b *Balancer) each(services []maps.Service, edit func(*change) (touched boo
 			changes = changes[:len(changes)-1]
 		}
 	}
-	for _, c := range changes {
+	for len(changes) > 0 {
+		c := changes[0]
+		changes = changes[1:] // no longer to be discarded: packets may use what it adds
 		if err := c.commit(); err != nil {
 			return err
 		}

@@ -1,8 +1,11 @@
 package loader
 
 import (
+	"net/netip"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/xdplb/xdplb/bpf"
 	"github.com/xdplb/xdplb/maps"
@@ -177,6 +180,33 @@ func TestHandoverKilledBeforeTheTable(t *testing.T) {
 	if b.hasVIP(v) {
 		t.Error("it does not end")
 	}
+}
+
+// A VIP that was added keeps the record that its table names, also if something fails afterwards.
+func TestHandoverAddedAndFailed(t *testing.T) {
+	b := newBench(t, AttachOptions{MaxVIPs: 2})
+	// Room for the VIP, and none for the mark of its address.
+	var others []maps.Service
+	for port := range uint16(3) {
+		s := maps.Service{VIP: maps.VIP{Addr: netip.MustParseAddr("192.0.2.11"), Port: 80 + port, Proto: unix.IPPROTO_TCP}}
+		must(t, b.Maps.PutService(&s))
+		others = append(others, s)
+	}
+	v, err := maps.ParseVIP("192.0.2.10:80")
+	must(t, err)
+	hour := time.Hour
+	if err := b.AddVIP(v, VIPOptions{Handover: &hour}); err == nil {
+		t.Fatal("nothing failed")
+	}
+	l := b.local(v)
+	if !l.Up() {
+		t.Errorf("the local stack's record: %+v", l)
+	}
+	b.slots(v, "added", func(s maps.Slot) bool { return s.Backend == l.Id && s.Old == l.Id })
+	for _, s := range others {
+		must(t, b.Maps.DeleteService(s.VIP))
+	}
+	must(t, b.DeleteVIP(v))
 }
 
 func TestHandoverDurations(t *testing.T) {

@@ -152,7 +152,10 @@ func (b *Balancer) AddVIP(v maps.VIP, o VIPOptions) error {
 		return fmt.Errorf("%s: %w", v, err)
 	}
 	if o.Handover != nil {
-		if err := cmp.Or(b.sweepPlace(s.Id), c.takeOver(*o.Handover)); err != nil {
+		if err := b.sweepPlace(s.Id); err != nil { // before takeOver takes one
+			return fmt.Errorf("%s: %w", v, err)
+		}
+		if err := c.takeOver(*o.Handover); err != nil {
 			return fmt.Errorf("%s: %w", v, err)
 		}
 	}
@@ -217,6 +220,7 @@ func (c *change) publish() error {
 	if err := b.Maps.PutService(s); err != nil {
 		return fmt.Errorf("%s: %w", s.VIP, fullVIPs(b.Maps, err))
 	}
+	c.fresh = nil // packets use them, whatever fails from here on
 	return b.tidyAddresses()
 }
 
