@@ -147,6 +147,11 @@ func (b *Balancer) assignBatch(plans []*vipPlan) error {
 func (b *Balancer) removeVIPs(p *Plan, progress func(int)) error {
 	var ids []uint32
 	for _, v := range p.removed {
+		if v.is.GivenBack {
+			if err := b.leaveAddress(v.Addr); err != nil {
+				return err
+			}
+		}
 		if err := b.Maps.DeleteService(v.VIP); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("%s: %w", v.VIP, err)
 		}
@@ -157,7 +162,7 @@ func (b *Balancer) removeVIPs(p *Plan, progress func(int)) error {
 	}
 	for _, v := range p.removed {
 		for i := range v.records {
-			if v.Affinity != 0 {
+			if v.Affinity != 0 || v.is.Affinity != 0 {
 				if err := b.Maps.DeleteServer(v.Id, v.records[i].Addr()); err != nil {
 					return err
 				}

@@ -62,7 +62,7 @@ func (b *Balancer) commitAll(changes []*change) error {
 	services := make([]*maps.Service, len(changes))
 	for i, c := range changes {
 		c.switchFunction()
-		services[i] = &c.service
+		services[i] = c.toStore()
 	}
 	if err := b.Maps.PutServices(services); err != nil {
 		return fullVIPs(b.Maps, err)
@@ -82,6 +82,7 @@ func (c *change) prepare() error {
 	if err := cmp.Or(c.placeSNAT(), c.follow(), c.expectReplies()); err != nil {
 		return err
 	}
+	c.noteAffinity()
 	c.writeBefore()
 	return c.putServers()
 }

@@ -64,6 +64,7 @@ func (b *Balancer) beginService(s maps.Service) (*change, error) {
 		}
 		c.backends = append(c.backends, backend)
 	}
+	c.service.Affinity = affinityOf(&s, c.backends)
 	c.mend()
 	for i := range c.backends {
 		if b := &c.backends[i]; b.Has(bpf.XdplbBackendFlagBackendChanging) { // killed before the table was swapped

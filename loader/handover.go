@@ -37,22 +37,33 @@ func CheckHandover(d time.Duration) error {
 
 // handover is what the record of a local stack says.
 type handover struct {
-	until uint64 // jiffies
-	back  bool   // to the local stack
+	until    uint64 // jiffies
+	back     bool   // to the local stack
+	affinity uint32 // jiffies; the VIP's own: see stored
 }
 
-// The two are one word of `source`, which only tunnels use.
+// stored is the affinity that `vips` has: while the VIP is given back none, because clients
+// that keep their backend would begin flows there.
+func (h handover) stored() uint32 {
+	if h.back {
+		return 0
+	}
+	return h.affinity
+}
+
+// They are the two words of `source`, which only tunnels use.
 func (h handover) writeTo(b *bpf.XdplbBackend) {
 	word := h.until << 1
 	if h.back {
 		word |= 1
 	}
 	binary.LittleEndian.PutUint64(b.Source.Bytes[:8], word)
+	binary.LittleEndian.PutUint64(b.Source.Bytes[8:], uint64(h.affinity))
 }
 
 func handoverOf(b *maps.Backend) handover {
 	word := binary.LittleEndian.Uint64(b.Source.Bytes[:8])
-	return handover{word >> 1, word&1 != 0}
+	return handover{word >> 1, word&1 != 0, binary.LittleEndian.Uint32(b.Source.Bytes[8:])}
 }
 
 // IsLocalStack reports whether a record of a VIP stands for the local stack. No backend can:
@@ -63,13 +74,11 @@ func IsLocalStack(v maps.VIP, b *maps.Backend) bool {
 
 // localStack is the VIP's record of it; nil unless the VIP is in handover.
 func (c *change) localStack() *maps.Backend {
-	i := slices.IndexFunc(c.backends, func(b maps.Backend) bool {
-		return !c.removed[b.Id] && b.Up() && IsLocalStack(c.service.VIP, &b)
-	})
-	if i < 0 {
+	local := localStackOf(c.service.VIP, c.backends)
+	if local == nil || c.removed[local.Id] {
 		return nil
 	}
-	return &c.backends[i]
+	return local
 }
 
 // localTakes is the id of the local stack if new flows are to go there; else 0.
@@ -133,21 +142,44 @@ func (c *change) hand(d time.Duration, back bool) (*maps.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
+	h := handover{now + c.b.Settings.Jiffies(d), back, c.service.Affinity}
+	if local := c.localStack(); local != nil {
+		h.writeTo(&local.XdplbBackend)
+		c.dirty[local.Id] = true
+		return local, nil
+	}
+	record := bpf.XdplbBackend{
+		Address: maps.Address(c.service.Addr), Port: c.service.Port, Weight: 1, Mode: uint8(ModeDR),
+		Flags: uint8(bpf.XdplbBackendFlagBackendUnlisted),
+	}
+	record.Link.Flags = uint32(bpf.XdplbHopFlagHopResolved | bpf.XdplbHopFlagHopLocal)
+	h.writeTo(&record)
+	if err := c.add(record); err != nil {
+		return nil, err
+	}
+	return &c.backends[len(c.backends)-1], nil
+}
+
+// noteAffinity keeps the VIP's affinity in the record of the local stack, where it has one.
+func (c *change) noteAffinity() {
 	local := c.localStack()
 	if local == nil {
-		record := bpf.XdplbBackend{
-			Address: maps.Address(c.service.Addr), Port: c.service.Port, Weight: 1, Mode: uint8(ModeDR),
-			Flags: uint8(bpf.XdplbBackendFlagBackendUnlisted),
-		}
-		record.Link.Flags = uint32(bpf.XdplbHopFlagHopResolved | bpf.XdplbHopFlagHopLocal)
-		if err := c.add(record); err != nil {
-			return nil, err
-		}
-		local = &c.backends[len(c.backends)-1]
+		return
 	}
-	handover{now + c.b.Settings.Jiffies(d), back}.writeTo(&local.XdplbBackend)
-	c.dirty[local.Id] = true
-	return local, nil
+	if h := handoverOf(local); h.affinity != c.service.Affinity {
+		h.affinity = c.service.Affinity
+		h.writeTo(&local.XdplbBackend)
+		c.dirty[local.Id] = true
+	}
+}
+
+// toStore is the VIP's record as `vips` is to have it.
+func (c *change) toStore() *maps.Service {
+	s := c.service
+	if local := c.localStack(); local != nil {
+		s.Affinity = handoverOf(local).stored()
+	}
+	return &s
 }
 
 // takeOver begins a new VIP's life with the flows that the local stack has.
@@ -172,20 +204,8 @@ func (c *change) takeAgain(d time.Duration) error {
 
 // giveBack lets new flows go to the local stack.
 func (c *change) giveBack(d time.Duration) error {
-	if _, err := c.hand(d, true); err != nil {
-		return err
-	}
-	if c.service.Affinity != 0 { // clients that keep their backend would begin flows there
-		none := time.Duration(0)
-		if err := (VIPOptions{Affinity: &none}).applyAffinity(c); err != nil {
-			return err
-		}
-	}
-	// An address that --assign put on an interface stays when the VIP goes.
-	if ifindex, _ := c.b.Maps.AddressMark(c.service.Addr); ifindex != 0 {
-		return c.b.Maps.MarkAddress(c.service.Addr, 0)
-	}
-	return nil
+	_, err := c.hand(d, true)
+	return err
 }
 
 // GiveBack gives a VIP, or all, back to the local stack: new flows go there from now on, and
@@ -220,11 +240,20 @@ func (c *change) endHandover() error {
 	return err
 }
 
+// localStackOf finds the record of a VIP's local stack among the VIP's; nil unless the VIP is
+// in handover.
+func localStackOf(v maps.VIP, records []maps.Backend) *maps.Backend {
+	i := slices.IndexFunc(records, func(b maps.Backend) bool { return b.Up() && IsLocalStack(v, &b) })
+	if i < 0 {
+		return nil
+	}
+	return &records[i]
+}
+
 // GivenBack reports whether a VIP with these records is being given back.
 func GivenBack(v maps.VIP, records []maps.Backend) bool {
-	return slices.ContainsFunc(records, func(b maps.Backend) bool {
-		return b.Up() && IsLocalStack(v, &b) && handoverOf(&b).back
-	})
+	local := localStackOf(v, records)
+	return local != nil && handoverOf(local).back
 }
 
 // HandoverView is a handover as users see it.

@@ -26,7 +26,9 @@ func (b *bench) local(v maps.VIP) (found maps.Backend) {
 func (b *bench) over(v maps.VIP) {
 	b.Helper()
 	if l := b.local(v); l.Id != 0 {
-		handover{1, handoverOf(&l).back}.writeTo(&l.XdplbBackend)
+		h := handoverOf(&l)
+		h.until = 1
+		h.writeTo(&l.XdplbBackend)
 		b.Maps.WriteBackend(&l)
 	}
 	b.settle(v)
@@ -40,6 +42,14 @@ func (b *bench) settle(v maps.VIP) {
 	must(b.T, b.Maps.PutService(&s))
 	_, err := b.Refresh()
 	must(b.T, err)
+}
+
+// index is the number of an interface.
+func (b *bench) index(iface string) int {
+	b.Helper()
+	link, err := linkByName(iface)
+	must(b.T, err)
+	return link.Attrs().Index
 }
 
 // slots looks whether every slot is as f says.
@@ -209,13 +219,82 @@ func TestHandoverAddedAndFailed(t *testing.T) {
 	must(t, b.DeleteVIP(v))
 }
 
+// What a VIP has beside its backends stays while it is given back, but for clients that keep their backend: they would
+// begin flows there.
+func TestHandoverKeepsWhatItHas(t *testing.T) {
+	b := newBench(t, AttachOptions{})
+	hour, iface, group := time.Hour, "eth0", "g"
+	const first, second = 10 * time.Minute, 20 * time.Minute
+	affinity := first
+	v := b.vip("192.0.2.10:80", VIPOptions{Assign: &iface, Affinity: &affinity, AffinityGroup: &group})
+	b.add(v, ModeDR, "10.0.0.11")
+	expect := func(when string, stored, is time.Duration) {
+		t.Helper()
+		s := b.service(v)
+		views, err := b.Views(&v, false)
+		must(t, err)
+		if got := b.Settings.Duration(uint64(s.Affinity)); got != stored || views[0].AffinityTime != is || s.Group() != group {
+			t.Errorf("%s: packets see %s, users %s, group %q; want %s, %s, %q", when, got, views[0].AffinityTime, s.Group(), stored, is, group)
+		}
+		if ifindex, _ := b.Maps.AddressMark(v.Addr); ifindex == 0 {
+			t.Errorf("%s: the address is no longer ours", when)
+		}
+	}
+	expect("at first", first, first)
+	must(t, b.GiveBack(&v, hour))
+	expect("given back", 0, first)
+	affinity = second
+	must(t, b.SetVIP(v, VIPOptions{Affinity: &affinity}))
+	expect("set meanwhile", 0, second)
+	s := b.service(v)
+	s.Affinity = uint32(b.Settings.Jiffies(second))
+	must(t, b.Maps.PutService(&s))
+	_, err := b.Refresh()
+	must(t, err)
+	expect("killed before it was stored, and refreshed", 0, second)
+	must(t, b.SetVIP(v, VIPOptions{Handover: &hour}))
+	expect("taken again", second, second)
+	affinity = first
+	must(t, b.SetVIP(v, VIPOptions{Affinity: &affinity}))
+	expect("set while it is taken over", first, first)
+
+	// It ends by itself or by a command that removes it: the address stays.
+	for _, end := range []func(){
+		func() { b.over(v) },
+		func() {
+			_, err := Apply(b.dir, Wanted{VIPs: []WantedVIP{}}, ApplyOptions{})
+			must(t, err)
+			if !b.hasVIP(v) {
+				t.Error("apply ends it")
+			}
+			_, err = Apply(b.dir, Wanted{VIPs: []WantedVIP{}, EndHandover: true}, ApplyOptions{})
+			must(t, err)
+		},
+	} {
+		id := b.service(v).Id
+		must(t, b.GiveBack(&v, hour))
+		end()
+		assigned, err := isAssigned(v.Addr)
+		must(t, err)
+		if b.hasVIP(v) || !assigned {
+			t.Errorf("the VIP is there: %t; its address is: %t", b.hasVIP(v), assigned)
+		}
+		if server, err := b.Maps.Server(id, at(t, "10.0.0.11")[0].Addr()); server != 0 || err != nil {
+			t.Errorf("server %d is left, %v", server, err)
+		}
+		must(t, UnassignAddress(b.index("eth0"), v.Addr))
+		b.vip("192.0.2.10:80", VIPOptions{Assign: &iface, Affinity: &affinity})
+		b.add(v, ModeDR, "10.0.0.11")
+	}
+}
+
 func TestHandoverDurations(t *testing.T) {
 	for _, d := range []time.Duration{0, -time.Minute, time.Second - 1, MaxHandover + 1} {
 		if CheckHandover(d) == nil {
 			t.Errorf("%s is taken", d)
 		}
 	}
-	for _, h := range []handover{{0, false}, {1, true}, {1<<63 - 1, true}, {4294937296, false}} {
+	for _, h := range []handover{{0, false, 0}, {1, true, 1}, {1<<63 - 1, true, maxAffinity}, {4294937296, false, 0}} {
 		var b maps.Backend
 		h.writeTo(&b.XdplbBackend)
 		if got := handoverOf(&b); got != h {

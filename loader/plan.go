@@ -258,9 +258,12 @@ func (p *planner) addresses() error {
 			wanted[w.Addr] = w
 		}
 	}
-	gone := make(map[netip.Addr]bool)
+	gone, left := make(map[netip.Addr]bool), make(map[netip.Addr]bool)
 	for _, v := range p.state.order {
-		if v.is.Assign == "" || gone[v.Addr] {
+		left[v.Addr] = left[v.Addr] || v.is.GivenBack // to the local stack
+	}
+	for _, v := range p.state.order {
+		if v.is.Assign == "" || gone[v.Addr] || left[v.Addr] {
 			continue
 		}
 		if w := wanted[v.Addr]; w == nil || w.Assign != v.is.Assign {

@@ -84,9 +84,17 @@ func (b *Balancer) groupNumber(name string) (uint32, error) {
 	return number, err
 }
 
-// Affinity is how long clients of a VIP keep their backend; 0: not at all.
-func (b *Balancer) Affinity(s *maps.Service) time.Duration {
-	return b.Settings.Duration(uint64(s.Affinity))
+// Affinity is how long clients of a VIP with these records keep their backend; 0: not at
+// all. One that is being given back remembers it.
+func (b *Balancer) Affinity(s *maps.Service, records []maps.Backend) time.Duration {
+	return b.Settings.Duration(uint64(affinityOf(s, records)))
+}
+
+func affinityOf(s *maps.Service, records []maps.Backend) uint32 {
+	if local := localStackOf(s.VIP, records); local != nil {
+		return handoverOf(local).affinity
+	}
+	return s.Affinity
 }
 
 // schedules reports whether more than a tuple and the table says who gets a flow.

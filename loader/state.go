@@ -90,7 +90,7 @@ func (b *Balancer) wantedOf(v *vipState) (w WantedVIP, err error) {
 		VIP: s.VIP, Mode: Mode(s.Mode), Scheduler: s.InUse().Scheduler, SourcePrefix: SourcePrefix(s),
 		TrackAll: s.Has(bpf.XdplbVipFlagVipTrackAll), TableSize: s.TableSize, Alias: s.Alias,
 	}
-	w.Affinity, w.AffinityGroup = b.Affinity(s), s.Group()
+	w.Affinity, w.AffinityGroup = b.Affinity(s, v.records), s.Group()
 	w.GivenBack = GivenBack(s.VIP, v.records)
 	if !w.usesPrefix() {
 		w.SourcePrefix = uint8(s.Addr.BitLen())

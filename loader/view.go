@@ -106,7 +106,7 @@ func (b *Balancer) activeFlows(now uint64) (map[uint32]connections, error) {
 
 // view makes the view of one VIP; without active flows it is not live.
 func (b *Balancer) view(s maps.Service, records []maps.Backend, active map[uint32]connections, now uint64) (VIPView, error) {
-	v := VIPView{Service: s, AffinityTime: b.Affinity(&s)}
+	v := VIPView{Service: s, AffinityTime: b.Affinity(&s, records)}
 	slots, err := b.Maps.Table(s.Id)
 	if err != nil {
 		return v, err

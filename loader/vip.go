@@ -261,11 +261,14 @@ func (b *Balancer) DeleteVIP(v maps.VIP) error {
 		return err
 	}
 	rest := slices.DeleteFunc(services, func(s maps.Service) bool { return s.VIP == v })
-	if !slices.ContainsFunc(rest, func(s maps.Service) bool { return s.Addr == v.Addr }) {
-		// Before the VIP goes: if this is killed, the VIP can be deleted once more.
-		if err := b.unassign(v.Addr); err != nil {
-			return err
-		}
+	// Before the VIP goes: if this is killed, the VIP can be deleted once more.
+	if c.givesBack() {
+		err = b.leaveAddress(v.Addr)
+	} else if !slices.ContainsFunc(rest, func(s maps.Service) bool { return s.Addr == v.Addr }) {
+		err = b.unassign(v.Addr)
+	}
+	if err != nil {
+		return err
 	}
 	if err := b.Maps.DeleteService(v); err != nil {
 		return fmt.Errorf("%s: %w", v, err)
@@ -347,8 +350,22 @@ func (b *Balancer) tidyAddresses() error {
 	return b.Maps.MarkAddresses()
 }
 
+// leaveAddress lets an address stay that --assign put on an interface, when a VIP ends that
+// was given back: who serves it from now on needs it.
+func (b *Balancer) leaveAddress(addr netip.Addr) error {
+	if ifindex, _ := b.Maps.AddressMark(addr); ifindex == 0 {
+		return nil
+	}
+	return b.Maps.MarkAddress(addr, 0)
+}
+
 func (b *Balancer) unassignAll() {
 	services, _ := b.Maps.Services()
+	for _, s := range services {
+		if GivenBack(s.VIP, b.Maps.ReadBackends(func(vip uint32) bool { return vip == s.Id })) {
+			_ = b.leaveAddress(s.Addr)
+		}
+	}
 	for _, s := range services {
 		_ = b.unassign(s.Addr) // again for a second VIP: no harm
 	}

@@ -78,7 +78,7 @@ func (t *vipTable) dropGivenBack() {
 
 func serviceOf(b *loader.Balancer, s *maps.Service, records []maps.Backend) ipvsadm.Service {
 	one := ipvsadm.Service{Key: keyOf(s.VIP), Scheduling: ipvsadm.OfCode(s.Alias, s.InUse().Scheduler.String())}
-	if affinity := b.Affinity(s); affinity > 0 {
+	if affinity := b.Affinity(s, records); affinity > 0 {
 		one.Persistent = uint32(max(affinity.Round(time.Second)/time.Second, 1))
 		one.MaskBits = int(loader.SourcePrefix(s))
 	}
