@@ -147,7 +147,7 @@ func (b *Balancer) assignBatch(plans []*vipPlan) error {
 func (b *Balancer) removeVIPs(p *Plan, progress func(int)) error {
 	var ids []uint32
 	for _, v := range p.removed {
-		if v.is.GivenBack {
+		if v.givenBack {
 			if err := b.leaveAddress(v.Addr); err != nil {
 				return err
 			}

@@ -256,6 +256,19 @@ func GivenBack(v maps.VIP, records []maps.Backend) bool {
 	return local != nil && handoverOf(local).back
 }
 
+// TakeAgain is the command that ends giving a VIP back.
+func TakeAgain(v maps.VIP) string { return fmt.Sprintf("xdplb vip set %s --handover 15m", v) }
+
+// warnGivenBack names the VIPs that are wanted, and go all the same.
+func (p *planner) warnGivenBack() {
+	for i := range p.w.VIPs {
+		w := &p.w.VIPs[i]
+		if is := p.state.vips[w.VIP]; is != nil && is.givenBack && w.Handover == 0 {
+			p.Warnings = append(p.Warnings, fmt.Sprintf("%s: is being given back to the local stack, and goes on; to keep it: %s", w.VIP, TakeAgain(w.VIP)))
+		}
+	}
+}
+
 // HandoverView is a handover as users see it.
 type HandoverView struct {
 	Back  bool          // to the local stack; else from it

@@ -88,6 +88,7 @@ func (b *Balancer) plan(w *Wanted, fresh bool) (*Plan, error) {
 		return nil, err
 	}
 	p.orphans, p.untidy = p.state.orphans, p.state.untidy
+	p.warnGivenBack()
 	if w.Keep {
 		w.keep(p.state)
 	}
@@ -149,7 +150,7 @@ func (p *planner) removals() {
 		wanted[p.w.VIPs[i].VIP] = true
 	}
 	for _, v := range p.state.order {
-		if wanted[v.VIP] || v.is.GivenBack && !p.w.EndHandover {
+		if wanted[v.VIP] || v.givenBack && !p.w.EndHandover {
 			continue
 		}
 		p.removed = append(p.removed, v)
@@ -260,7 +261,7 @@ func (p *planner) addresses() error {
 	}
 	gone, left := make(map[netip.Addr]bool), make(map[netip.Addr]bool)
 	for _, v := range p.state.order {
-		left[v.Addr] = left[v.Addr] || v.is.GivenBack // to the local stack
+		left[v.Addr] = left[v.Addr] || v.givenBack // to the local stack
 	}
 	for _, v := range p.state.order {
 		if v.is.Assign == "" || gone[v.Addr] || left[v.Addr] {

@@ -57,9 +57,6 @@ func (p *planner) checkVIP(v *vipPlan) error {
 			return err
 		}
 	}
-	if v.is != nil && v.is.is.GivenBack && !w.GivenBack && w.Handover == 0 {
-		p.Warnings = append(p.Warnings, fmt.Sprintf("%s: is being given back to the local stack, and goes on; to keep it: xdplb vip set %s --handover 15m", w.VIP, w.VIP))
-	}
 	if p.b.Settings.Jiffies(w.Affinity) > maxAffinity {
 		return fmt.Errorf("affinity %s: at most %s", w.Affinity, p.b.Settings.Duration(maxAffinity))
 	}
@@ -124,7 +121,7 @@ func (v *vipPlan) changes() (all []string) {
 		}
 	}
 	is, w := &v.is.is, v.want
-	if w.Handover > 0 && is.GivenBack {
+	if w.Handover > 0 && v.is.givenBack {
 		all = append(all, "no longer given back")
 	}
 	differs("mode", is.Mode.String(), w.Mode.String())

@@ -25,6 +25,7 @@ type vipState struct {
 	maps.Service
 	records    []maps.Backend
 	is         WantedVIP
+	givenBack  bool // to the local stack
 	unfinished bool // a command that changed it was killed
 }
 
@@ -52,6 +53,7 @@ func (b *Balancer) readState() (*state, error) {
 		if v.unfinished, err = b.unfinished(v); err != nil {
 			return nil, err
 		}
+		v.givenBack = GivenBack(v.VIP, v.records)
 		if v.is, err = b.wantedOf(v); err != nil {
 			return nil, err
 		}
@@ -91,7 +93,6 @@ func (b *Balancer) wantedOf(v *vipState) (w WantedVIP, err error) {
 		TrackAll: s.Has(bpf.XdplbVipFlagVipTrackAll), TableSize: s.TableSize, Alias: s.Alias,
 	}
 	w.Affinity, w.AffinityGroup = b.Affinity(s, v.records), s.Group()
-	w.GivenBack = GivenBack(s.VIP, v.records)
 	if !w.usesPrefix() {
 		w.SourcePrefix = uint8(s.Addr.BitLen())
 	}
@@ -117,8 +118,18 @@ func (b *Balancer) wantedOf(v *vipState) (w WantedVIP, err error) {
 	return w, nil
 }
 
-// Wanted is what the balancer is, as something to be wanted: `save`.
-func (b *Balancer) Wanted() (w Wanted, err error) {
+// Wanted is what the balancer is, as something to be wanted.
+func (b *Balancer) Wanted() (Wanted, error) {
+	return b.wanted(func(*vipState) bool { return true })
+}
+
+// Lasting is that without the VIPs that are being given back: they are the local stack's
+// from now on, and a reboot ends all connections.
+func (b *Balancer) Lasting() (Wanted, error) {
+	return b.wanted(func(v *vipState) bool { return !v.givenBack })
+}
+
+func (b *Balancer) wanted(is func(*vipState) bool) (w Wanted, err error) {
 	for _, r := range b.Maps.ReadInterfaces() {
 		one := b.wantedInterface(r)
 		if one.Mode == XDPNative { // what auto tries first; a restore shall not fail for it
@@ -145,10 +156,12 @@ func (b *Balancer) Wanted() (w Wanted, err error) {
 	if err != nil {
 		return w, err
 	}
-	w.VIPs = make([]WantedVIP, len(s.order))
-	for i, v := range s.order {
-		w.VIPs[i] = v.is
-		pool = append(pool, v.is.SNAT...)
+	w.VIPs = []WantedVIP{}
+	for _, v := range s.order {
+		if is(v) {
+			w.VIPs = append(w.VIPs, v.is)
+			pool = append(pool, v.is.SNAT...)
+		}
 	}
 	for _, addr := range pool {
 		ours, err := isAssigned(addr)

@@ -182,7 +182,7 @@ func (b *Balancer) AddVIP(v maps.VIP, o VIPOptions) error {
 func (b *Balancer) existing(s *maps.Service) error {
 	c, err := b.beginService(*s)
 	if err == nil && c.givesBack() {
-		return fmt.Errorf("%s: exists, and is being given back; take it again with: xdplb vip set %s --handover 15m", s.VIP, s.VIP)
+		return fmt.Errorf("%s: exists, and is being given back; take it again with: %s", s.VIP, TakeAgain(s.VIP))
 	}
 	return cmp.Or(err, fmt.Errorf("%s: exists; change it with xdplb vip set", s.VIP))
 }

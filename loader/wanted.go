@@ -58,7 +58,6 @@ type WantedVIP struct {
 	Backends      []WantedBackend
 	Alias         uint8         // what ipvsadm calls its scheduler; 0: as it is
 	Handover      time.Duration // of one that is new or being given back: it is taken over; 0: no
-	GivenBack     bool          // it is being given back; says what is, and not what is wanted
 }
 
 // WantedBackend is a backend of a WantedVIP. Port 0 is the VIP's, mode 0 likewise.

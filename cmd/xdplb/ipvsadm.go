@@ -140,14 +140,13 @@ func (r *ipvsadmRun) open() (*loader.Balancer, error) {
 }
 
 // table is what there is, without its figures.
-func (r *ipvsadmRun) table() (ipvsadm.Table, error) {
+func (r *ipvsadmRun) table() (vipTable, error) {
 	b, err := r.open()
 	if b == nil {
-		return nil, err
+		return vipTable{}, err
 	}
 	defer b.Close()
-	t, err := readTable(b)
-	return t.Table, err
+	return readTable(b)
 }
 
 func (r *ipvsadmRun) zero() error {

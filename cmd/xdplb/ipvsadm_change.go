@@ -18,7 +18,7 @@ func (r *ipvsadmRun) change() error {
 	if err != nil {
 		return err
 	}
-	if _, err := table.Do(r.Command); err != nil {
+	if _, err := table.do(r.Command); err != nil {
 		return err
 	}
 	var v maps.VIP
@@ -53,7 +53,7 @@ func (r *ipvsadmRun) commit(v maps.VIP) error {
 			return err
 		}
 		before := t.Clone()
-		notes, err := t.Do(r.Command)
+		notes, err := t.do(r.Command)
 		if err != nil {
 			return err
 		}

@@ -39,8 +39,11 @@ func (r *ipvsadmRun) restore(lines []ipvsadm.Line) error {
 	for i := range after {
 		s := &after[i]
 		was := before.Find(s.Key)
-		taken := r.Handover > 0 && is[s.Key].GivenBack
-		if w.Keep && was != nil && s.Equal(was) && !taken {
+		// To be taken again, or to be warned about.
+		given := before.givenBack(s.Key) && slices.ContainsFunc(lines, func(l ipvsadm.Line) bool {
+			return l.Service != nil && *l.Service == s.Key
+		})
+		if w.Keep && was != nil && s.Equal(was) && !given {
 			continue
 		}
 		v, err := wantedVIP(is[s.Key], s, was, where)
@@ -48,7 +51,7 @@ func (r *ipvsadmRun) restore(lines []ipvsadm.Line) error {
 			return err
 		}
 		v.TrackAll = v.TrackAll || !w.Keep // made anew
-		if v.Handover = r.Handover; taken || was == nil {
+		if v.Handover = r.Handover; given || was == nil {
 			addrs = append(addrs, v.Addr)
 		}
 		w.VIPs = append(w.VIPs, v)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -69,11 +70,21 @@ func readTable(b *loader.Balancer) (t vipTable, err error) {
 	return t, nil
 }
 
-// dropGivenBack leaves out what is IPVS's from now on.
+// givenBack reports whether a service is IPVS's from now on.
+func (t *vipTable) givenBack(k ipvsadm.Key) bool {
+	return loader.GivenBack(t.services[k].VIP, t.records[k])
+}
+
+// do is Do, which knows nothing of services that exist and will not stay.
+func (t *vipTable) do(c ipvsadm.Command) (notes []string, err error) {
+	if c.Action == ipvsadm.AddService && t.givenBack(*c.Service) {
+		return nil, fmt.Errorf("%s: exists, and is being given back; take it again with: %s", c.Service, loader.TakeAgain(t.services[*c.Service].VIP))
+	}
+	return t.Do(c)
+}
+
 func (t *vipTable) dropGivenBack() {
-	t.Table = slices.DeleteFunc(t.Table, func(s ipvsadm.Service) bool {
-		return loader.GivenBack(t.services[s.Key].VIP, t.records[s.Key])
-	})
+	t.Table = slices.DeleteFunc(t.Table, func(s ipvsadm.Service) bool { return t.givenBack(s.Key) })
 }
 
 func serviceOf(b *loader.Balancer, s *maps.Service, records []maps.Backend) ipvsadm.Service {

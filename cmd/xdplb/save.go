@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -93,12 +92,10 @@ func saved(e *env) ([]byte, error) {
 		return nil, err
 	}
 	defer b.Close()
-	w, err := b.Wanted()
+	w, err := b.Lasting()
 	if err != nil {
 		return nil, err
 	}
-	// They are the local stack's from now on, and a reboot ends all connections.
-	w.VIPs = slices.DeleteFunc(w.VIPs, func(v loader.WantedVIP) bool { return v.GivenBack })
 	var text bytes.Buffer
 	err = config.Of(w).Write(&text)
 	return text.Bytes(), err
