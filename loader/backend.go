@@ -247,12 +247,14 @@ func (b *Balancer) services(s Selection) ([]maps.Service, error) {
 	return nil, fmt.Errorf("%s: %w", s.VIP, ErrNoVIP)
 }
 
-// editSelected changes every backend that matches, and returns the VIPs that have one.
+// editSelected changes every backend that matches, and returns the VIPs that have one. Those
+// that ended count only if there is no other: see gone.
 func (b *Balancer) editSelected(s Selection, edit func(*maps.Backend)) (vips []maps.VIP, err error) {
 	services, err := b.services(s)
 	if err != nil {
 		return nil, err
 	}
+	var changes []*change
 	err = b.each(services, func(c *change) (touched bool, err error) {
 		for i := range c.backends {
 			if backend := &c.backends[i]; backend.Listed() && s.Matches(backend.AddrPort()) {
@@ -261,14 +263,25 @@ func (b *Balancer) editSelected(s Selection, edit func(*maps.Backend)) (vips []m
 			}
 		}
 		if touched {
-			vips = append(vips, c.service.VIP)
+			changes = append(changes, c)
 		}
 		return touched, nil
 	})
-	if err == nil && len(vips) == 0 {
+	if err != nil {
+		return nil, err
+	}
+	if len(changes) == 0 {
 		return nil, fmt.Errorf("%s: %w", selected(s.At), ErrNoBackend)
 	}
-	return vips, err
+	for _, c := range changes {
+		if !c.ended {
+			vips = append(vips, c.service.VIP)
+		}
+	}
+	if len(vips) == 0 {
+		return nil, gone(changes[0].service.VIP)
+	}
+	return vips, nil
 }
 
 func selected(at netip.AddrPort) string {

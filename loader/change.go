@@ -239,6 +239,7 @@ func changed(a, b []maps.Slot) bool {
 
 // each runs a change on every VIP: all are begun and edited before any is
 // committed, so that what can be refused is refused before anything is written.
+// One that ended meanwhile is not changed: see gone.
 func (b *Balancer) each(services []maps.Service, edit func(*change) (touched bool, err error)) (err error) {
 	var changes []*change
 	defer func() {
@@ -288,7 +289,7 @@ func (b *Balancer) edit(v maps.VIP, f func(*change) error) error {
 	if err := c.commit(); err != nil || !c.ended {
 		return err
 	}
-	return fmt.Errorf("%s: was given back to the local stack, and is gone now; add it with xdplb vip add", v)
+	return gone(v)
 }
 
 func fullVIPs(m *maps.Maps, err error) error {

@@ -219,6 +219,13 @@ func (b *Balancer) GiveBack(only *maps.VIP, d time.Duration) error {
 	return b.each(services, func(c *change) (bool, error) { return true, c.giveBack(d) })
 }
 
+// gone refuses a change to a VIP that was given back and has ended. The end is not the
+// change's doing, and no half of it: whatever command looks at the VIP first finds that its
+// time is over and nobody left, ends it, and then has nothing to change.
+func gone(v maps.VIP) error {
+	return fmt.Errorf("%s: was given back to the local stack, and is gone; add it with xdplb vip add", v)
+}
+
 // endHandover removes a VIP that was given back, with the pins that it leaves.
 func (c *change) endHandover() error {
 	c.discard()

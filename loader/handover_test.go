@@ -2,6 +2,8 @@ package loader
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,8 +24,8 @@ func (b *bench) local(v maps.VIP) (found maps.Backend) {
 	return found
 }
 
-// over makes the time of a VIP's handover lie long ago, and settles it.
-func (b *bench) over(v maps.VIP) {
+// expire makes the time of a VIP's handover lie long ago, and its last change.
+func (b *bench) expire(v maps.VIP) {
 	b.Helper()
 	if l := b.local(v); l.Id != 0 {
 		h := handoverOf(&l)
@@ -31,15 +33,29 @@ func (b *bench) over(v maps.VIP) {
 		h.writeTo(&l.XdplbBackend)
 		b.Maps.WriteBackend(&l)
 	}
-	b.settle(v)
+	b.age(v)
 }
 
-// settle makes the last change to a VIP lie long ago, and settles what can be.
-func (b *bench) settle(v maps.VIP) {
+// age makes the last change to a VIP lie long ago.
+func (b *bench) age(v maps.VIP) {
 	b.Helper()
 	s := b.service(v)
 	s.ChangedAt = 1
 	must(b.T, b.Maps.PutService(&s))
+}
+
+// over settles a VIP whose time is over.
+func (b *bench) over(v maps.VIP) {
+	b.Helper()
+	b.expire(v)
+	_, err := b.Refresh()
+	must(b.T, err)
+}
+
+// settle settles what can be.
+func (b *bench) settle(v maps.VIP) {
+	b.Helper()
+	b.age(v)
 	_, err := b.Refresh()
 	must(b.T, err)
 }
@@ -285,6 +301,60 @@ func TestHandoverKeepsWhatItHas(t *testing.T) {
 		must(t, UnassignAddress(b.index("eth0"), v.Addr))
 		b.vip("192.0.2.10:80", VIPOptions{Assign: &iface, Affinity: &affinity})
 		b.add(v, ModeDR, "10.0.0.11")
+	}
+}
+
+// A change to a VIP that can end finds it gone, whichever way it comes.
+func TestHandoverEndedByAChange(t *testing.T) {
+	b := newBench(t, AttachOptions{})
+	hour, rr := time.Hour, maps.SchedulerRR
+	server := Selection{At: at(t, "10.0.0.11")[0]}
+	other := b.vip("192.0.2.11:80", VIPOptions{})
+	b.add(other, ModeDR, "10.0.0.12")
+	for _, c := range []struct {
+		name   string
+		others bool // it has something else to change
+		change func(maps.VIP) error
+	}{
+		{"vip set", false, func(v maps.VIP) error { return b.SetVIP(v, VIPOptions{Scheduler: &rr}) }},
+		{"backend add", false, func(v maps.VIP) error {
+			_, err := b.AddBackends(v, at(t, "10.0.0.12"), BackendOptions{})
+			return err
+		}},
+		{"drain", false, func(maps.VIP) error { _, err := b.Drain(server); return err }},
+		{"enable", false, func(maps.VIP) error { _, err := b.Enable(server); return err }},
+		{"drain of others, too", true, func(v maps.VIP) error {
+			b.add(other, ModeDR, "10.0.0.11")
+			vips, err := b.Drain(server)
+			if !slices.Equal(vips, []maps.VIP{other}) {
+				t.Errorf("drained on %v", vips)
+			}
+			return err
+		}},
+	} {
+		v := b.vip("192.0.2.10:80", VIPOptions{})
+		b.add(v, ModeDR, "10.0.0.11")
+		must(t, b.GiveBack(&v, hour))
+		b.expire(v)
+		err := c.change(v)
+		if told := err != nil && strings.Contains(err.Error(), "192.0.2.10:80/tcp: was given back to the local stack, and is gone; add it with xdplb vip add"); told == c.others || err != nil && !told {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if b.hasVIP(v) {
+			t.Errorf("%s: the VIP is there", c.name)
+		}
+		if n := b.records(other); len(b.Maps.ReadBackends(func(uint32) bool { return true })) != n {
+			t.Errorf("%s: records are left", c.name)
+		}
+	}
+
+	// Who takes it again is in time.
+	v := b.vip("192.0.2.10:80", VIPOptions{})
+	must(t, b.GiveBack(&v, hour))
+	b.expire(v)
+	must(t, b.SetVIP(v, VIPOptions{Handover: &hour}))
+	if l := b.local(v); !b.hasVIP(v) || handoverOf(&l).back {
+		t.Error("it is not taken again")
 	}
 }
 
