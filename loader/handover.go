@@ -283,6 +283,17 @@ type HandoverView struct {
 	Local BackendView   // what went to the local stack
 }
 
+// Handover is that of a VIP with these records, without what the local stack has; nil if there
+// is none.
+func (b *Balancer) Handover(v maps.VIP, records []maps.Backend) (*HandoverView, error) {
+	local := localStackOf(v, records)
+	if local == nil {
+		return nil, nil
+	}
+	now, err := b.Now()
+	return b.handoverView(local, now), err
+}
+
 func (b *Balancer) handoverView(record *maps.Backend, now uint64) *HandoverView {
 	h := handoverOf(record)
 	return &HandoverView{Back: h.back, Left: b.Settings.Duration(h.until - min(now, h.until))}

@@ -8,6 +8,7 @@ import (
 	"os/user"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -79,9 +80,10 @@ func (s *summary) read(b *loader.Balancer) error {
 	if err != nil {
 		return err
 	}
-	backends := make(map[uint32][]string)
+	backends, records := make(map[uint32][]string), make(map[uint32][]maps.Backend)
 	seen := make(map[string]bool)
 	for _, r := range b.Maps.ReadBackends(func(uint32) bool { return true }) {
+		records[r.Vip] = append(records[r.Vip], r)
 		// While a record is replaced both are listed for a moment.
 		if place := fmt.Sprint(r.Vip, r.AddrPort()); r.Listed() && !seen[place] {
 			seen[place] = true
@@ -103,6 +105,13 @@ func (s *summary) read(b *loader.Balancer) error {
 		if len(own) > 0 {
 			line += fmt.Sprintf(" snat %v", own)
 		}
+		h, err := b.Handover(v.VIP, records[v.Id])
+		if err != nil {
+			return err
+		}
+		if h != nil {
+			line += " " + loggedHandover(h)
+		}
 		s.vips, s.lines[v.VIP] = append(s.vips, v.VIP), line
 	}
 	pool, err := b.Maps.SNATPool(&b.Settings)
@@ -116,6 +125,14 @@ func (s *summary) read(b *loader.Balancer) error {
 	}
 	s.pool = fmt.Sprintf("snat %s %v%s", b.SNATPorts(), pool, more)
 	return nil
+}
+
+// loggedHandover says when it is over, and not for how long it lasts: that changes by itself.
+func loggedHandover(h *loader.HandoverView) string {
+	if h.Left == 0 {
+		return handoverText(h)
+	}
+	return handoverDirection(h) + " until " + time.Now().Add(h.Left).Round(time.Minute).Format("15:04")
 }
 
 func (s *summary) equal(o *summary) bool {

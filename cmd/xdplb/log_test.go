@@ -43,6 +43,9 @@ func TestChangesAreLogged(t *testing.T) {
 		"xdplb vip list",
 		"xdplb backend add 192.0.2.10:80 192.0.2.11 --weight 3",
 		"xdplb drain 192.0.2.11",
+		"xdplb vip del 192.0.2.10:80 --handover 15m",
+		"xdplb vip set 192.0.2.10:80 --handover 15m",
+		"xdplb vip set 192.0.2.10:80 --handover 5h",
 	} {
 		runOn(t, network.Balancer, line)
 	}
@@ -51,6 +54,9 @@ func TestChangesAreLogged(t *testing.T) {
 		{"vip add 192.0.2.10:80: done", "before: no VIPs", "after: 192.0.2.10:80/tcp maglev []"},
 		{"backend add 192.0.2.10:80 192.0.2.11: done", "after: 192.0.2.10:80/tcp maglev [192.0.2.11:80/dr/3/enabled]"},
 		{"drain 192.0.2.11: done", "before: 192.0.2.10:80/tcp maglev [192.0.2.11:80/dr/3/enabled]", "192.0.2.11:80/dr/3/drain"},
+		{"vip del 192.0.2.10:80: done", "after: 192.0.2.10:80/tcp maglev [192.0.2.11:80/dr/3/drain] giving back until "},
+		{"vip set 192.0.2.10:80: done", "] giving back until ", "] taking over until "},
+		{"vip set 192.0.2.10:80: done", "before: 192.0.2.10:80/tcp maglev [192.0.2.11:80/dr/3/drain] taking over until ", "after: 192.0.2.10:80/tcp"},
 	} {
 		message := receive(t, log)
 		for _, part := range append(wanted, "root") {

@@ -227,14 +227,17 @@ func vipState(v *loader.VIPView) string {
 }
 
 func handoverText(h *loader.HandoverView) string {
-	text := "taking over"
-	if h.Back {
-		text = "giving back"
-	}
 	if h.Left == 0 {
-		return text + ", ends"
+		return handoverDirection(h) + ", ends"
 	}
-	return fmt.Sprintf("%s, %s left", text, h.Left.Round(time.Second))
+	return fmt.Sprintf("%s, %s left", handoverDirection(h), h.Left.Round(time.Second))
+}
+
+func handoverDirection(h *loader.HandoverView) string {
+	if h.Back {
+		return "giving back"
+	}
+	return "taking over"
 }
 
 func readViews(e *env) ([]loader.VIPView, error) {
