@@ -11,8 +11,8 @@ import (
 )
 
 // A VIP is taken over from what serves its address on this host already, such as IPVS, and
-// given back to it, without a connection lost. For that it has one more record, which nobody
-// lists: the local stack. Its packets pass to the kernel.
+// given back to it, without a TCP connection lost. For that it has one more record, which
+// nobody lists: the local stack. Its packets pass to the kernel.
 //
 //	taking over  every slot moves, `old` is the local stack: it keeps what it has, new flows are
 //	             ours. As long as no backend takes any, they are its, too.
@@ -20,6 +20,9 @@ import (
 //	             keep what they have.
 //
 // Either lasts for the time that was given, and then until it settles: see change.settle.
+//
+// UDP shows no beginning. A flow that is silent from the change on for longer than udp_grace,
+// 10 s, is a new one with its next packet, and moves.
 
 // Bounds of a handover: connections that are silent for longer than it are lost.
 const (

@@ -33,7 +33,7 @@ func setupVIP(apply func(*loader.Balancer, maps.VIP, loader.VIPOptions) error) f
 		snat := flags.StringArray("snat", nil, "an `ADDR` of its own that FULL-NAT sends from, or pool; may be repeated")
 		anySNAT := flags.Bool("any-snat", false, "SNAT addresses need not be this host's")
 		assign := flags.String("assign", "", "put the address on this `IFACE` and announce it")
-		handover := flags.Duration("handover", 0, "take over from the local stack, such as IPVS: connections that it has stay there, of those silent for `DURATION` or less all")
+		handover := flags.Duration("handover", 0, "take over from the local stack, such as IPVS: connections that it has stay there, of those silent for `DURATION` or less all. A UDP flow that is silent for 10s or more from then on counts as new, and moves")
 		return func(e *env) error {
 			v, err := maps.ParseVIP(e.args[0])
 			if err != nil {
@@ -138,7 +138,7 @@ func change(e *env, f func(*loader.Balancer) error) (err error) {
 }
 
 func setupVIPDel(flags *pflag.FlagSet) func(*env) error {
-	handover := flags.Duration("handover", 0, "give it back to the local stack, such as IPVS: connections that backends have stay there. The VIP goes when none is left, after `DURATION`, with the next refresh")
+	handover := flags.Duration("handover", 0, "give it back to the local stack, such as IPVS: connections that backends have stay there. The VIP goes when none is left, after `DURATION`, with the next refresh. A UDP flow that is silent for 10s or more from then on counts as new, and moves")
 	return func(e *env) error {
 		v, err := maps.ParseVIP(e.args[0])
 		if err != nil {
