@@ -67,10 +67,14 @@ func Apply(dir string, w Wanted, o ApplyOptions) (*Plan, error) {
 func probeNew(dir string, w *Wanted) error {
 	known := make(map[netip.Addr]bool)
 	if b, err := Open(dir); err == nil {
-		for _, addr := range b.Servers() {
+		servers, err := b.Servers()
+		b.Close()
+		if err != nil {
+			return err
+		}
+		for _, addr := range servers {
 			known[addr] = true
 		}
-		b.Close()
 	}
 	var addrs []netip.Addr
 	for i := range w.VIPs {

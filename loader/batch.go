@@ -25,10 +25,12 @@ func (b *Balancer) commitAll(changes []*change) error {
 	}
 	// The tables: work for all processors, which no other part of a change is.
 	next := make([][]maps.Slot, len(changes))
-	_ = maps.Parallel(len(changes), func(i int) error {
-		next[i] = changes[i].next()
-		return nil
-	})
+	if err := maps.Parallel(len(changes), func(i int) (err error) {
+		next[i], err = changes[i].next()
+		return err
+	}); err != nil {
+		return err
+	}
 	var ids []uint32
 	var tables [][]maps.Slot
 	var swapped, stored []*maps.Service
@@ -88,12 +90,16 @@ func (c *change) prepare() error {
 }
 
 // next is the table that follows.
-func (c *change) next() []maps.Slot {
+func (c *change) next() ([]maps.Slot, error) {
 	slots := c.slots
 	if c.moveAll {
 		slots = maps.MoveAll(slots)
 	}
-	return maps.Rebuild(slots, c.wanted(), c.up())
+	wanted, err := c.wanted()
+	if err != nil {
+		return nil, err
+	}
+	return maps.Rebuild(slots, wanted, c.up()), nil
 }
 
 // switchFunction puts another slot function in use, and keeps the one before.

@@ -85,19 +85,21 @@ func (c *change) localStack() *maps.Backend {
 }
 
 // localTakes is the id of the local stack if new flows are to go there; else 0.
-func (c *change) localTakes(others bool) uint32 {
+func (c *change) localTakes(others bool) (uint32, error) {
 	local := c.localStack()
-	if local == nil {
-		return 0
+	switch {
+	case local == nil:
+		return 0, nil
+	case handoverOf(local).back:
+		return local.Id, nil
+	case others:
+		return 0, nil
 	}
-	h := handoverOf(local)
-	if h.back {
-		return local.Id
+	now, err := c.b.Now()
+	if err != nil || !c.handsOver(now) {
+		return 0, err
 	}
-	if now, err := c.b.Now(); others || err == nil && now > h.until {
-		return 0
-	}
-	return local.Id
+	return local.Id, nil
 }
 
 func (c *change) givesBack() bool {

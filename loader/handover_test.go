@@ -358,6 +358,19 @@ func TestHandoverEndedByAChange(t *testing.T) {
 	}
 }
 
+// Nobody is asked for the local stack's address, which need not be this host's.
+func TestHandoverIsNoServer(t *testing.T) {
+	b := newBench(t, AttachOptions{})
+	hour := time.Hour
+	v := b.vip("192.0.2.10:80", VIPOptions{Handover: &hour})
+	b.add(v, ModeDR, "10.0.0.11")
+	servers, err := b.Servers()
+	must(t, err)
+	if want := Addresses(at(t, "10.0.0.11")); !slices.Equal(servers, want) {
+		t.Errorf("servers %v, want %v", servers, want)
+	}
+}
+
 func TestHandoverDurations(t *testing.T) {
 	for _, d := range []time.Duration{0, -time.Minute, time.Second - 1, MaxHandover + 1} {
 		if CheckHandover(d) == nil {

@@ -15,12 +15,20 @@ type Refreshed struct {
 	Settled               int // VIPs that settled
 }
 
-// Servers are the addresses of all backends.
-func (b *Balancer) Servers() (addrs []netip.Addr) {
-	for _, backend := range b.Maps.ReadBackends(func(uint32) bool { return true }) {
-		addrs = append(addrs, backend.Addr())
+// Servers are the addresses of all backends. The local stack's is none: a VIP need not be an
+// address of this host, and then nobody answers for it.
+func (b *Balancer) Servers() (addrs []netip.Addr, err error) {
+	services, err := b.Maps.Services()
+	byID := make(map[uint32]maps.VIP, len(services))
+	for _, s := range services {
+		byID[s.Id] = s.VIP
 	}
-	return addrs
+	for _, backend := range b.Maps.ReadBackends(func(uint32) bool { return true }) {
+		if v, known := byID[backend.Vip]; !known || !IsLocalStack(v, &backend) {
+			addrs = append(addrs, backend.Addr())
+		}
+	}
+	return addrs, err
 }
 
 // Refresh resolves all next hops anew, follows changed MACs of the interfaces,
@@ -33,7 +41,11 @@ func (b *Balancer) Refresh() (r Refreshed, err error) {
 	if err != nil {
 		return r, err
 	}
-	hops, err := nextHops(b.Servers())
+	servers, err := b.Servers()
+	if err != nil {
+		return r, err
+	}
+	hops, err := nextHops(servers)
 	if err != nil {
 		return r, err
 	}

@@ -105,20 +105,23 @@ func (c *change) schedules() bool {
 // wanted is the table that the scheduler asks for. lc has Maglev's with its weights:
 // a server that is to have most of the flows must be one of the two asked most of
 // the times, and if it then has more than its share the other one wins.
-func (c *change) wanted() []uint32 {
+func (c *change) wanted() ([]uint32, error) {
 	var entries []maps.Entry
 	for i := range c.backends {
 		if b := &c.backends[i]; b.TakesNew() && !c.removed[b.Id] {
 			entries = append(entries, b.Entry())
 		}
 	}
-	if local := c.localTakes(len(entries) > 0); local != 0 {
-		return slices.Repeat([]uint32{local}, int(c.service.TableSize))
+	local, err := c.localTakes(len(entries) > 0)
+	switch {
+	case err != nil:
+		return nil, err
+	case local != 0:
+		return slices.Repeat([]uint32{local}, int(c.service.TableSize)), nil
+	case c.function.Scheduler == maps.SchedulerRR:
+		return maps.Sequence(c.service.TableSize, entries), nil
 	}
-	if c.function.Scheduler == maps.SchedulerRR {
-		return maps.Sequence(c.service.TableSize, entries)
-	}
-	return maps.Maglev(&c.b.Settings.HashKey, c.service.TableSize, entries)
+	return maps.Maglev(&c.b.Settings.HashKey, c.service.TableSize, entries), nil
 }
 
 // servers are the ids of listed backends by their address. Of several ports the

@@ -139,6 +139,9 @@ func (t *vipTable) connections(b *loader.Balancer, only *maps.VIP) (all []ipvsad
 		return nil, nil
 	}
 	err = b.LiveFlows(loader.Selection{VIP: only}, func(f loader.FlowView) {
+		if f.Local { // it has no server here; who has it lists it
+			return
+		}
 		sent := f.FromClient()
 		all = append(all, ipvsadm.Connection{
 			Key: keyOf(maps.VIP{Addr: sent.Dst, Port: sent.DstPort, Proto: f.Proto}), Client: f.Client(), Server: f.At,

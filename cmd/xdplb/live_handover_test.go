@@ -245,6 +245,11 @@ func (n *handoverNet) checkLocalFlows(want int) {
 	if local != want {
 		n.t.Errorf("%d flows of %d are listed as local, want %d", local, len(list.Flows), want)
 	}
+	out, err := n.output(n.Balancer, "ipvsadm", "-Lnc")
+	n.check(err)
+	if got, want := strings.Count(string(out), "ESTABLISHED"), len(list.Flows)-local; got != want {
+		n.t.Errorf("ipvsadm -Lnc lists %d connections, want %d, without the local stack's:\n%s", got, want, out)
+	}
 }
 
 // saves looks whether the VIP is among what a reboot would lose.

@@ -128,7 +128,11 @@ func probeServers(e *env) error {
 		return err
 	}
 	defer b.Close()
-	return loader.Probe(b.Servers())
+	servers, err := b.Servers()
+	if err != nil {
+		return err
+	}
+	return loader.Probe(servers)
 }
 
 // maxTimeout is longer than anybody waits, and far from where clocks of 32 bits end.
