@@ -165,6 +165,23 @@ func (c *change) hand(d time.Duration, back bool) (*maps.Backend, error) {
 	return &c.backends[len(c.backends)-1], nil
 }
 
+// halfHanded reports whether the VIP does not do what the record of its local stack says,
+// because a command was killed that had written the record.
+func (c *change) halfHanded() bool {
+	local := c.localStack()
+	if local == nil {
+		return false
+	}
+	h := handoverOf(local)
+	if c.service.Affinity != h.stored() {
+		return true
+	}
+	if !h.back && !slices.ContainsFunc(c.backends, func(b maps.Backend) bool { return b.TakesNew() }) {
+		return false // who takes new flows is a matter of time
+	}
+	return slices.ContainsFunc(c.slots, func(s maps.Slot) bool { return (s.Backend == local.Id) != h.back })
+}
+
 // noteAffinity keeps the VIP's affinity in the record of the local stack, where it has one.
 func (c *change) noteAffinity() {
 	local := c.localStack()

@@ -358,6 +358,60 @@ func TestHandoverEndedByAChange(t *testing.T) {
 	}
 }
 
+// Apply finishes what a killed command began to give back or to take again, whether its file names the VIP or not.
+func TestHandoverFinishedByApply(t *testing.T) {
+	b := newBench(t, AttachOptions{})
+	hour, affinity := time.Hour, 10*time.Minute
+	v := b.vip("192.0.2.10:80", VIPOptions{Affinity: &affinity})
+	b.add(v, ModeDR, "10.0.0.11")
+	is, err := b.Wanted()
+	must(t, err)
+	id := b.service(v).Id
+	_, before := b.moving(v)
+	apply := func(when string, vips []WantedVIP, want int) {
+		t.Helper()
+		plan, err := Apply(b.dir, Wanted{VIPs: vips}, ApplyOptions{})
+		must(t, err)
+		if len(plan.Items) != want {
+			t.Errorf("%s: %+v", when, plan.Items)
+		}
+	}
+	for _, vips := range [][]WantedVIP{is.VIPs, {}} {
+		must(t, b.GiveBack(&v, hour))
+		_, given := b.moving(v)
+		l := b.local(v)
+		stored := b.service(v)
+		taken := stored
+		taken.Affinity = uint32(b.Settings.Jiffies(affinity))
+
+		must(t, b.Maps.PutTable(id, before))
+		must(t, b.Maps.PutService(&taken))
+		apply("killed before the table", vips, 1)
+		b.slots(v, "finished", func(s maps.Slot) bool { return s.Backend == l.Id })
+		apply("finished", vips, 0)
+
+		must(t, b.Maps.PutService(&taken))
+		apply("killed before the VIP", vips, 1)
+		if now := b.service(v); now.Affinity != 0 {
+			t.Errorf("affinity of %d jiffies", now.Affinity)
+		}
+
+		must(t, b.SetVIP(v, VIPOptions{Handover: &hour}))
+		must(t, b.Maps.PutTable(id, given))
+		must(t, b.Maps.PutService(&stored))
+		apply("killed while taking again", is.VIPs, 1)
+		b.slots(v, "taken again", func(s maps.Slot) bool { return s.Backend != l.Id })
+		apply("taken again", is.VIPs, 0)
+	}
+	must(t, b.DeleteVIP(v))
+	b.vip("192.0.2.10:80", VIPOptions{Handover: &hour})
+	is, err = b.Wanted()
+	must(t, err)
+	apply("being taken over, without backends", is.VIPs, 0)
+	b.expire(v)
+	apply("the time is over", is.VIPs, 0)
+}
+
 // Nobody is asked for the local stack's address, which need not be this host's.
 func TestHandoverIsNoServer(t *testing.T) {
 	b := newBench(t, AttachOptions{})

@@ -150,7 +150,13 @@ func (p *planner) removals() {
 		wanted[p.w.VIPs[i].VIP] = true
 	}
 	for _, v := range p.state.order {
-		if wanted[v.VIP] || v.givenBack && !p.w.EndHandover {
+		if wanted[v.VIP] {
+			continue
+		}
+		if v.givenBack && !p.w.EndHandover {
+			if v.unfinished {
+				p.finish(&vipPlan{want: &v.is, is: v})
+			}
 			continue
 		}
 		p.removed = append(p.removed, v)

@@ -31,14 +31,17 @@ func (p *planner) vip(w *WantedVIP) error {
 	if err := p.backends(v); err != nil {
 		return err
 	}
-	if len(p.Items) == before && v.is != nil {
-		if !v.is.unfinished {
-			return nil
-		}
-		p.note(PlanChange, object, "finish a change that was interrupted")
+	if len(p.Items) > before || v.is == nil {
+		p.vips = append(p.vips, v)
+	} else if v.is.unfinished {
+		p.finish(v)
 	}
-	p.vips = append(p.vips, v)
 	return nil
+}
+
+func (p *planner) finish(v *vipPlan) {
+	p.note(PlanChange, "vip "+v.want.VIP.String(), "finish a change that was interrupted")
+	p.vips = append(p.vips, v)
 }
 
 // checkVIP refuses what no VIP can have.

@@ -82,7 +82,7 @@ func (b *Balancer) unfinished(v *vipState) (bool, error) {
 		return false, err
 	}
 	mended := &change{b: b, service: v.Service, slots: slots, backends: v.records}
-	return len(mended.toMend()) > 0 || stopped, nil
+	return len(mended.toMend()) > 0 || stopped || mended.halfHanded(), nil
 }
 
 // wantedOf says of a VIP what a file would.

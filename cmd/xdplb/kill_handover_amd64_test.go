@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -41,6 +42,24 @@ func TestKilledHandovers(t *testing.T) {
 	}
 	points := n.killRounds(n.killTakeOver)
 	t.Logf("%-22s killed at %2d points", "vip add --handover", points)
+	n.must("vip", "add", n.subject, "--affinity", "10m")
+	n.must("backend", "add", n.subject, n.backend(0), n.backend(1))
+	saved := filepath.Join(t.TempDir(), "saved.yaml")
+	n.must("save", saved)
+	points = n.killRounds(func(point killPoint) killed {
+		k := n.kill(point, giveBack...)
+		where := fmt.Sprintf("vip del --handover, %v, before %s", point, k.last)
+		n.must("apply", saved)
+		server, err := n.askOnce(netip.Addr{}, netip.MustParseAddrPort(c))
+		n.check(err)
+		if back := direction("to_local")(n); back != (server == "balancer") {
+			t.Fatalf("%s, and applied: given back: %t, and a new connection is served by %s", where, back, server)
+		}
+		n.must("vip", "del", c)
+		n.must("apply", saved)
+		return k
+	})
+	t.Logf("%-22s killed at %2d points", "vip del --handover", points)
 }
 
 // killTakeOver kills `vip add --handover` and what follows it.
