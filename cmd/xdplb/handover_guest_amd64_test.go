@@ -14,12 +14,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // A test that this kernel has no modules for runs in a guest: Debian's kernel under qemu, with this test binary as its
 // init, which runs the test of the same name. The kernel's package is unpacked in the user's cache, and not installed.
+// (amd64 only: that is the machine, and the name of the package.)
 
 const (
 	guestInit  = "handover-guest" // this binary's name as the guest's init
@@ -29,6 +31,11 @@ const (
 	guestMeta  = "linux-image-cloud-amd64"
 	ipvsadmBin = "/usr/sbin/ipvsadm"
 )
+
+// guestTime is when a guest hangs: longer than the test in it may take, which tells more.
+const guestTime = 20 * time.Minute
+
+func init() { helpers[guestInit] = guestMain }
 
 func inGuest() bool { return os.Getenv(guestEnv) != "" }
 
@@ -43,7 +50,7 @@ func runInGuest(t *testing.T, modules, programs []string) {
 	if err := writeInitrd(initrd, tree, modules, programs); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), guestTime) // kills qemu, whose output ends with it
 	defer cancel()
 	// Software emulation: works everywhere, also inside of another guest.
 	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35", "-cpu", "max", "-m", "2048", "-smp", "2",
@@ -67,7 +74,7 @@ func runInGuest(t *testing.T, modules, programs []string) {
 		}
 	}
 	if err := qemu.Wait(); err != nil || status != "0" {
-		t.Fatalf("the guest's test failed (status %q, %v) %s", status, err, complaints.Bytes())
+		t.Fatalf("the guest's test failed (status %q, %v, %v) %s", status, err, context.Cause(ctx), complaints.Bytes())
 	}
 }
 
