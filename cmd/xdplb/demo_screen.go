@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/xdplb/xdplb/cmd/xdplb/internal/shell"
 )
 
 // screen prints for people: with colours and block characters on a terminal, plain in a pipe.
@@ -67,19 +69,7 @@ func (s *screen) say(format string, args ...any) {
 
 // command prints a command line as a user of that host would type it.
 func (s *screen) command(host string, args []string) {
-	words := make([]string, len(args))
-	for i, arg := range args {
-		words[i] = shellWord(arg)
-	}
-	fmt.Fprintf(s.w, "  %s %s\n", s.paint(cyan, host+"#"), s.paint(bold, strings.Join(words, " ")))
-}
-
-// shellWord quotes the brackets of IPv6 addresses, which shells take for patterns.
-func shellWord(arg string) string {
-	if strings.ContainsAny(arg, " []*?'\"$&|;<>()\\") {
-		return "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
-	}
-	return arg
+	fmt.Fprintf(s.w, "  %s %s\n", s.paint(cyan, host+"#"), s.paint(bold, shell.Quote(args...)))
 }
 
 // output prints what a command said.

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/xdplb/xdplb/cmd/xdplb/internal/ipvsadm"
+	"github.com/xdplb/xdplb/cmd/xdplb/internal/shell"
 	"github.com/xdplb/xdplb/loader"
 	"github.com/xdplb/xdplb/maps"
 )
@@ -52,7 +53,7 @@ func runIpvsadm(arguments []string, stdout, stderr io.Writer) int {
 	r := &ipvsadmRun{env: &env{stdout: stdout, stderr: stderr, typed: arguments}}
 	err := r.parse(arguments)
 	if words, ok := ipvsadm.Mended(r.args, err); ok {
-		err = fmt.Errorf("%w: %s", err, quoted(append([]string{"xdplb", ipvsadmName}, words...)))
+		err = fmt.Errorf("%w: %s", err, shell.Quote(append([]string{"xdplb", ipvsadmName}, words...)...))
 	}
 	if err == nil {
 		c := command{name: ipvsadmName, changes: r.Action.Changes()}

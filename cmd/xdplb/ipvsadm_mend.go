@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/xdplb/xdplb/cmd/xdplb/internal/ipvsadm"
+	"github.com/xdplb/xdplb/cmd/xdplb/internal/shell"
 	"github.com/xdplb/xdplb/loader"
 )
 
@@ -92,7 +93,7 @@ func fileMended(err error, lines []ipvsadm.Line, path string) error {
 
 // sedLines puts lines in the place of one.
 func sedLines(number int, lines []string, path string) string {
-	return quoted([]string{"sed", "-i", fmt.Sprintf(`%dc\%s`, number, strings.Join(lines, `\n`)), path})
+	return shell.Quote("sed", "-i", fmt.Sprintf(`%dc\%s`, number, strings.Join(lines, `\n`)), path)
 }
 
 // inputPath is the file that is read: of standard input, if it is one. Else empty.

@@ -5,33 +5,19 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/xdplb/xdplb/cmd/xdplb/internal/shell"
 	"github.com/xdplb/xdplb/loader"
 	"github.com/xdplb/xdplb/maps"
 )
 
-// plain are words that a shell takes as they are.
-var plain = regexp.MustCompile(`^[A-Za-z0-9@%+=:,./_-]+$`)
-
-// quoted is a command as one types it into a shell.
-func quoted(words []string) string {
-	all := make([]string, len(words))
-	for i, w := range words {
-		if all[i] = w; !plain.MatchString(w) {
-			all[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
-		}
-	}
-	return strings.Join(all, " ")
-}
-
 // again is the command line with another value of a flag.
 func (e *env) again(flag, value string) string {
-	return quoted(append([]string{"xdplb"}, withFlag(e.typed, flag, value)...))
+	return shell.Quote(append([]string{"xdplb"}, withFlag(e.typed, flag, value)...)...)
 }
 
 func withFlag(words []string, flag, value string) (all []string) {
@@ -62,7 +48,7 @@ func (e *env) here(commands string) string {
 		if pins {
 			words = append(words, "--pins", e.pins)
 		}
-		all[i] = quoted(words)
+		all[i] = shell.Quote(words...)
 	}
 	return strings.Join(all, " && ")
 }
@@ -92,7 +78,7 @@ func writable(err error, pins string) error {
 	if !errors.Is(err, unix.EROFS) || !strings.HasPrefix(err.Error(), pins) {
 		return err
 	}
-	return fmt.Errorf("%w; mount it so that it can be written: mount -o remount,rw %s", err, quoted([]string{filepath.Dir(pins)}))
+	return fmt.Errorf("%w; mount it so that it can be written: mount -o remount,rw %s", err, shell.Quote(filepath.Dir(pins)))
 }
 
 // remade replaces what an error says about the mend.
@@ -131,5 +117,5 @@ func (e *env) refit(m *loader.Misuse) string {
 	if !set {
 		words = withFlag(words, "--mode", m.Use.String())
 	}
-	return quoted(append([]string{"xdplb"}, words...))
+	return shell.Quote(append([]string{"xdplb"}, words...)...)
 }

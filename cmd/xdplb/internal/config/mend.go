@@ -2,12 +2,12 @@ package config
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/token"
 
+	"github.com/xdplb/xdplb/cmd/xdplb/internal/shell"
 	"github.com/xdplb/xdplb/loader"
 )
 
@@ -78,20 +78,11 @@ func (e *ends) Visit(n ast.Node) ast.Visitor {
 	return e
 }
 
-// plainWord is what a shell takes as it is.
-var plainWord = regexp.MustCompile(`^[A-Za-z0-9@%+=:,./_-]+$`)
-
 func (s *source) sed(script string) string {
 	if s == nil || s.path == "" {
 		return ""
 	}
-	words := [...]string{script, s.path}
-	for i, w := range words {
-		if !plainWord.MatchString(w) {
-			words[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
-		}
-	}
-	return "sed -i " + words[0] + " " + words[1]
+	return shell.Quote("sed", "-i", script, s.path)
 }
 
 var (

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/xdplb/xdplb/cmd/xdplb/internal/shell"
 )
 
 // Do changes the table as a command says; after an error it is unchanged. Notes are
@@ -158,7 +160,7 @@ func (s *Service) newServer(c Command) (Server, []string, error) {
 	wanted := Server{At: r.At, Forward: Masq, Weight: r.Weight}
 	r.At = netip.AddrPortFrom(c.Host, s.At.Port())
 	note := fmt.Sprintf("-r %s: %s keeps the port, so it is %d as the service's; for another use -m: xdplb ipvsadm %s && xdplb ipvsadm %s",
-		wanted.At, r.Forward.Option(), s.At.Port(), shell(r.Rule(DeleteServer, s.Key)), shell(wanted.Rule(AddServer, s.Key)))
+		wanted.At, r.Forward.Option(), s.At.Port(), quoted(r.Rule(DeleteServer, s.Key)), quoted(wanted.Rule(AddServer, s.Key)))
 	return r, []string{note}, nil
 }
 
@@ -174,16 +176,8 @@ func (s *Service) addServer(c Command) ([]string, error) {
 	return append(notes, s.noteWeights()...), nil
 }
 
-// shell quotes what a shell would not take as it is: addresses in brackets.
-func shell(rule string) string {
-	words := strings.Fields(rule)
-	for i, w := range words {
-		if strings.HasPrefix(w, "[") {
-			words[i] = "'" + w + "'"
-		}
-	}
-	return strings.Join(words, " ")
-}
+// quoted is a rule as a shell takes it.
+func quoted(rule string) string { return shell.Quote(strings.Fields(rule)...) }
 
 // editServer changes only what the command names: ipvsadm makes of the rest what a
 // new server has, and so a NAT server becomes one of direct routing.
@@ -196,7 +190,7 @@ func (s *Service) editServer(c Command) ([]string, error) {
 		if c.Forward.keepsPort() && r.At.Port() != s.At.Port() {
 			next := Server{At: netip.AddrPortFrom(r.At.Addr(), s.At.Port()), Forward: *c.Forward, Weight: r.Weight}
 			return nil, fmt.Errorf("%s: %s keeps the port, and the service's is %d; delete it, and add it with that port: xdplb ipvsadm %s && xdplb ipvsadm %s",
-				at(s.Key, r.At), c.Forward.Option(), s.At.Port(), shell(r.Rule(DeleteServer, s.Key)), shell(next.Rule(AddServer, s.Key)))
+				at(s.Key, r.At), c.Forward.Option(), s.At.Port(), quoted(r.Rule(DeleteServer, s.Key)), quoted(next.Rule(AddServer, s.Key)))
 		}
 		r.Forward = *c.Forward
 	}
