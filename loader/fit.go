@@ -35,8 +35,8 @@ func (c *change) misfitOf(at netip.AddrPort, mode Mode) *Misuse {
 	return nil
 }
 
-// meets reports whether packets to a backend are packets to a VIP.
-func meets(at netip.AddrPort, v maps.VIP, proto uint8) bool {
+// Meets reports whether packets to a backend are packets to a VIP.
+func Meets(at netip.AddrPort, v maps.VIP, proto uint8) bool {
 	return at.Addr() == v.Addr && proto == v.Proto && (at.Port() == v.Port || at.Port() == 0 || v.Port == 0)
 }
 
@@ -47,7 +47,7 @@ func (c *change) checkBackend(at netip.AddrPort) error {
 	}
 	services, err := c.b.Maps.Services()
 	for _, s := range services {
-		if meets(at, s.VIP, c.service.Proto) {
+		if Meets(at, s.VIP, c.service.Proto) {
 			return c.loop(at, s.VIP, c.b.serversOf(s.Id), func(a netip.AddrPort) bool { return c.find(a) != nil })
 		}
 	}
@@ -60,7 +60,7 @@ func (b *Balancer) checkLoop(v maps.VIP, services []maps.Service) error {
 	var commands []string
 	for _, record := range b.Maps.BackendsAt(v.Addr) {
 		for _, s := range services {
-			if s.Id == record.Vip && record.Listed() && meets(record.AddrPort(), v, s.Proto) {
+			if s.Id == record.Vip && record.Listed() && Meets(record.AddrPort(), v, s.Proto) {
 				of = s.VIP
 				commands = append(commands, fmt.Sprintf("xdplb backend del %s %s", s.VIP, record.AddrPort()))
 			}
@@ -71,7 +71,7 @@ func (b *Balancer) checkLoop(v maps.VIP, services []maps.Service) error {
 	}
 	return &Misuse{
 		Problem: fmt.Sprintf("%s: a backend of %s, so packets would go in circles", v, of), Advice: "delete it there first",
-		Command: strings.Join(commands, " && "), VIP: v,
+		Command: strings.Join(commands, " && "), VIP: v, Delete: true,
 	}
 }
 

@@ -22,6 +22,7 @@ type Misuse struct {
 	Use     Mode // serves the backend; 0: the mode is not what is wrong
 	Alone   bool // others that were named beside it want another mode
 	NoPort  bool // the backend's port must be the VIP's
+	Delete  bool // VIP is a backend of others, and must not be
 	Loop    *maps.VIP
 	Servers []WantedBackend // of Loop, that the VIP does not have
 	Ports   *PortRange      // to send from, without the ports of VIPs
@@ -67,7 +68,7 @@ func (c *change) loop(at netip.AddrPort, other maps.VIP, servers []WantedBackend
 	m := &Misuse{VIP: c.service.VIP, Backend: at, Loop: &other, Advice: "name its servers instead"}
 	m.Problem = fmt.Sprintf("%s: a VIP of this balancer, so packets would go in circles", at)
 	for _, s := range servers {
-		if has(s.At) || meets(s.At, c.service.VIP, c.service.Proto) {
+		if has(s.At) || Meets(s.At, c.service.VIP, c.service.Proto) {
 			continue
 		}
 		if s.At.Port() != c.service.Port && !s.Mode.translates() {

@@ -74,15 +74,14 @@ type vipPlan struct {
 // planner compares.
 type planner struct {
 	*Plan
-	b      *Balancer
-	w      *Wanted
-	state  *state
-	byAddr map[netip.Addr][]maps.VIP // of those wanted
+	b     *Balancer
+	w     *Wanted
+	state *state
 }
 
 // plan finds the differences, and refuses what cannot be done. It writes nothing.
 func (b *Balancer) plan(w *Wanted, fresh bool) (*Plan, error) {
-	p := &planner{Plan: new(Plan), b: b, w: w, byAddr: make(map[netip.Addr][]maps.VIP)}
+	p := &planner{Plan: new(Plan), b: b, w: w}
 	var err error
 	if p.state, err = b.readState(); err != nil {
 		return nil, err
@@ -92,9 +91,6 @@ func (b *Balancer) plan(w *Wanted, fresh bool) (*Plan, error) {
 	if w.Keep {
 		w.keep(p.state)
 	}
-	for i := range w.VIPs {
-		p.byAddr[w.VIPs[i].Addr] = append(p.byAddr[w.VIPs[i].Addr], w.VIPs[i].VIP)
-	}
 	if err := p.interfaces(); err != nil {
 		return nil, err
 	}
@@ -103,6 +99,9 @@ func (b *Balancer) plan(w *Wanted, fresh bool) (*Plan, error) {
 	}
 	if w.VIPs == nil {
 		return p.Plan, p.sends()
+	}
+	if err := p.loops(); err != nil {
+		return nil, err
 	}
 	if err := p.resolve(); err != nil {
 		return nil, err

@@ -184,11 +184,6 @@ func (p *planner) backend(v *vipPlan, b *WantedBackend) error {
 		}
 		return nil
 	}
-	for _, other := range p.byAddr[b.At.Addr()] {
-		if meets(b.At, other, w.Proto) {
-			return p.loop(w, b, other)
-		}
-	}
 	c := &change{b: p.b}
 	c.service.VIP = w.VIP
 	mode := w.modeOf(b)
@@ -221,20 +216,6 @@ func (p *planner) backend(v *vipPlan, b *WantedBackend) error {
 		p.backendItem(PlanChange, v, b, strings.Join(changes, ", "))
 	}
 	return nil
-}
-
-// loop refuses a backend that is a VIP.
-func (p *planner) loop(w *WantedVIP, b *WantedBackend, other maps.VIP) error {
-	c := &change{b: p.b}
-	c.service.VIP = w.VIP
-	i := slices.IndexFunc(p.w.VIPs, func(v WantedVIP) bool { return v.VIP == other })
-	servers := slices.Clone(p.w.VIPs[i].Backends)
-	for j := range servers {
-		servers[j].At, servers[j].Mode = p.w.VIPs[i].at(servers[j].At), p.w.VIPs[i].modeOf(&servers[j])
-	}
-	return c.loop(b.At, other, servers, func(a netip.AddrPort) bool {
-		return slices.ContainsFunc(w.Backends, func(own WantedBackend) bool { return w.at(own.At) == a })
-	})
 }
 
 func (b *WantedBackend) describe() string {

@@ -115,10 +115,10 @@ func (r *ipvsadmRun) run() error {
 	case ipvsadm.Restore:
 		lines, err := ipvsadm.Read(os.Stdin, names())
 		if err != nil {
-			err = fileMended(fmt.Errorf("-R: %w", err), nil, "-")
+			err = r.fileMended(fmt.Errorf("-R: %w", err), nil, "-")
 			return errors.New(err.Error()) // the file is wrong, and not the use
 		}
-		return fileMended(r.restore(lines), lines, "-")
+		return r.fileMended(r.restore(lines), lines, "-")
 	}
 	return r.change()
 }

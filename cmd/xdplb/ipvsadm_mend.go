@@ -67,28 +67,53 @@ func forwardIn(mode loader.Mode) ipvsadm.Forward {
 
 // fileMended is an error about a file of ipvsadm rules that ends with the command
 // that mends the file.
-func fileMended(err error, lines []ipvsadm.Line, path string) error {
-	if path = inputPath(path); path == "" || err == nil {
-		return err
-	}
+func (e *env) fileMended(err error, lines []ipvsadm.Line, path string) error {
+	path = inputPath(path)
 	wrong := new(ipvsadm.LineError)
-	if errors.As(err, &wrong) && len(wrong.Mended) > 0 {
+	if errors.As(err, &wrong) && len(wrong.Mended) > 0 && path != "" {
 		return fmt.Errorf("%w: %s", err, sedLines(wrong.Number, wrong.Mended, path))
 	}
 	m := new(loader.Misuse)
 	if !errors.As(err, &m) {
 		return err
 	}
+	advice, command := m.Advice, e.here(m.Command)
+	if path != "" {
+		advice, command = mendLines(m, lines, path, command)
+	}
+	return remade(err, m, advice, command)
+}
+
+// mendLines mends the lines of a file that are wrong; other is the command that mends
+// what is not of the file.
+func mendLines(m *loader.Misuse, lines []ipvsadm.Line, path, other string) (advice, command string) {
+	var again []string // lines that add anew what other deletes
 	for i := range lines {
 		l := &lines[i]
-		if l.Service == nil || !l.Host.IsValid() || l.Host != m.Backend.Addr() || keyOf(m.VIP) != *l.Service {
+		if l.Service == nil || !l.Host.IsValid() {
+			continue
+		}
+		v, err := vipOf(*l.Service)
+		if err != nil {
+			continue
+		}
+		if m.Delete && loader.Meets(l.Server(l.Service.At), m.VIP, v.Proto) {
+			again = append(again, fmt.Sprintf("%dd", l.Number))
+		}
+		if l.Host != m.Backend.Addr() || m.VIP != v {
 			continue
 		}
 		if advice, rules := rulesFor(m, &l.Command); rules != nil {
-			return remade(err, m, advice, sedLines(l.Number, rules, path))
+			return advice, sedLines(l.Number, rules, path)
+		}
+		if m.Loop != nil {
+			return "leave it out", shell.Quote("sed", "-i", fmt.Sprintf("%dd", l.Number), path)
 		}
 	}
-	return err
+	if len(again) > 0 {
+		other = shell.Quote("sed", "-i", strings.Join(again, ";"), path) + " && " + other
+	}
+	return m.Advice, other
 }
 
 // sedLines puts lines in the place of one.

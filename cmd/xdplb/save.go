@@ -218,7 +218,7 @@ func restoreIPVS(e *env, path string) error {
 		all := append([]ipvsadm.Line{{Command: ipvsadm.Command{Action: ipvsadm.Clear}}}, lines...)
 		err = (&ipvsadmRun{env: e}).restore(all)
 	}
-	if err = fileMended(err, lines, path); err != nil {
+	if err = e.fileMended(err, lines, path); err != nil {
 		return fmt.Errorf("%s: %s", name, strings.TrimPrefix(err.Error(), "-R: "))
 	}
 	for _, l := range lines {
