@@ -136,7 +136,7 @@ func (w *Wanted) keep(s *state) {
 		named[w.VIPs[i].VIP] = true
 	}
 	for _, v := range s.order {
-		if !named[v.VIP] {
+		if !named[v.VIP] && !slices.Contains(w.Remove, v.VIP) {
 			w.VIPs = append(w.VIPs, v.is)
 		}
 	}
@@ -152,7 +152,7 @@ func (p *planner) removals() {
 		if wanted[v.VIP] {
 			continue
 		}
-		if v.givenBack && !p.w.EndHandover {
+		if v.givenBack && !p.w.EndHandover && !slices.Contains(p.w.Remove, v.VIP) {
 			if v.unfinished {
 				p.finish(&vipPlan{want: &v.is, is: v})
 			}

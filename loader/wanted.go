@@ -23,6 +23,7 @@ type Wanted struct {
 	Timeouts                       Timeouts
 	VIPs                           []WantedVIP // nil: as they are
 	Keep                           bool        // VIPs that are not named stay
+	Remove                         []maps.VIP  // but for these
 	EndHandover                    bool        // of those that go also the ones that are being given back, at once
 }
 

@@ -34,6 +34,13 @@ func (r *ipvsadmRun) restore(lines []ipvsadm.Line) error {
 			w.Timeouts = timeoutsOf(l.Command)
 		}
 	}
+	if w.Keep {
+		for k, v := range is {
+			if after.Find(k) == nil {
+				w.Remove = append(w.Remove, v.VIP)
+			}
+		}
+	}
 	where := whereOf(lines)
 	var addrs []netip.Addr
 	for i := range after {
