@@ -118,7 +118,8 @@ func (r *ipvsadmRun) run() error {
 			err = r.fileMended(fmt.Errorf("-R: %w", err), nil, "-")
 			return errors.New(err.Error()) // the file is wrong, and not the use
 		}
-		return r.fileMended(r.restore(lines), lines, "-")
+		_, err = r.restore(lines)
+		return r.fileMended(err, lines, "-")
 	}
 	return r.change()
 }

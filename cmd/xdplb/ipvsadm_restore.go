@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -11,29 +12,33 @@ import (
 
 // restore does what the lines of a file say, all or nothing. All of it is checked
 // before anything is attached or written.
-func (r *ipvsadmRun) restore(lines []ipvsadm.Line) error {
+func (r *ipvsadmRun) restore(lines []ipvsadm.Line) (*loader.Plan, error) {
 	is, err := r.wanted()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	before, err := r.table()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	after := before.Clone()
 	notes, err := after.Restore(lines)
 	if err != nil {
-		return fmt.Errorf("-R: %w", err)
+		return nil, fmt.Errorf("-R: %w", err)
 	}
 	w := loader.Wanted{Where: "-R", Keep: true, VIPs: []loader.WantedVIP{}}
+	var set ipvsadm.Command
 	for _, l := range lines {
 		switch l.Action {
 		case ipvsadm.Clear:
 			w.Keep = false
 		case ipvsadm.SetTimeouts:
-			w.Timeouts = timeoutsOf(l.Command)
+			for i, d := range l.Timeouts { // 0 keeps what a line before has set
+				set.Timeouts[i] = cmp.Or(d, set.Timeouts[i])
+			}
 		}
 	}
+	w.Timeouts = timeoutsOf(set)
 	if w.Keep {
 		for k, v := range is {
 			if after.Find(k) == nil {
@@ -55,7 +60,7 @@ func (r *ipvsadmRun) restore(lines []ipvsadm.Line) error {
 		}
 		v, err := wantedVIP(is[s.Key], s, was, where)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		v.TrackAll = v.TrackAll || !w.Keep // made anew
 		if v.Handover = r.Handover; given || was == nil {
@@ -63,12 +68,13 @@ func (r *ipvsadmRun) restore(lines []ipvsadm.Line) error {
 		}
 		w.VIPs = append(w.VIPs, v)
 	}
-	if err := r.applyFile(w); err != nil {
-		return err
+	plan, err := r.applyFile(w)
+	if err != nil {
+		return nil, err
 	}
 	r.say(notes...)
 	r.sayForeign(addrs...)
-	return nil
+	return plan, nil
 }
 
 // wanted is what there is, by service: what the file does not say stays so.
@@ -138,7 +144,7 @@ func wantedVIP(v loader.WantedVIP, s, was *ipvsadm.Service, where func(ipvsadm.K
 }
 
 // applyFile attaches what the VIPs need and applies them.
-func (r *ipvsadmRun) applyFile(w loader.Wanted) error {
+func (r *ipvsadmRun) applyFile(w loader.Wanted) (plan *loader.Plan, err error) {
 	var finds []func(bool) (way, error)
 	var servers []netip.Addr
 	seen := make(map[netip.Addr]bool)
@@ -156,11 +162,10 @@ func (r *ipvsadmRun) applyFile(w loader.Wanted) error {
 		}
 	}
 	if err := loader.Probe(servers); err != nil {
-		return err
+		return nil, err
 	}
-	return r.withInterfaces(finds, func() error {
-		plan, err := loader.Apply(r.pins, w, loader.ApplyOptions{})
-		if err != nil {
+	apply := func() (err error) {
+		if plan, err = loader.Apply(r.pins, w, loader.ApplyOptions{}); err != nil {
 			return err
 		}
 		for _, warning := range plan.Warnings {
@@ -170,7 +175,13 @@ func (r *ipvsadmRun) applyFile(w loader.Wanted) error {
 			r.say(silentNote(a))
 		}
 		return nil
-	})
+	}
+	if len(w.VIPs) == 0 && w.Timeouts != (loader.Timeouts{}) { // which are kept in the pins
+		err = r.withPins(apply)
+	} else {
+		err = r.withInterfaces(finds, apply)
+	}
+	return plan, err
 }
 
 func silentNote(a netip.AddrPort) string {

@@ -19,8 +19,8 @@ import (
 const saveHelp = `
 Writes all that a reboot loses: interfaces, hash key, sizes, SNAT pool, timeouts, VIPs and backends, as YAML
 that apply and restore read. Flows, counters and the verdicts of health checks are not in it. The hash key is a
-secret, and other balancers that share the VIPs need the same one: FILE gets mode 0600, and without FILE all goes
-to standard output, which is yours to protect. FILE is replaced as a whole or stays as it is.
+secret, and other balancers that share the VIPs need the same one: FILE gets mode 0600, and without FILE, or with -,
+all goes to standard output, which is yours to protect. FILE is replaced as a whole or stays as it is.
 With --format ipvsadm it is what ipvsadm -S -n prints: services and servers only.
 `
 
@@ -38,7 +38,7 @@ xdplb.service does at boot and systemctl reload xdplb at any time.
 
 func saveCommands() []command {
 	return []command{
-		{name: "save", args: "[FILE] [--format yaml|ipvsadm]", max: 1, summary: "write the configuration, secret hash key included", more: saveHelp, setup: setupSave},
+		{name: "save", args: "[FILE|-] [--format yaml|ipvsadm]", max: 1, summary: "write the configuration, secret hash key included", more: saveHelp, setup: setupSave},
 		{name: "restore", args: "[FILE|-] [--format yaml|ipvsadm]", max: 1, summary: "read what save has written; without FILE: as at boot", more: restoreHelp, setup: setupRestore},
 	}
 }
@@ -69,7 +69,7 @@ func setupSave(flags *pflag.FlagSet) func(*env) error {
 		if err != nil {
 			return err
 		}
-		if len(e.args) == 0 {
+		if len(e.args) == 0 || e.args[0] == "-" {
 			_, err := e.stdout.Write(text)
 			return err
 		}
@@ -212,11 +212,11 @@ func restoreIPVS(e *env, path string) error {
 	if err != nil {
 		return err
 	}
-	services := 0
+	services, plan := 0, new(loader.Plan)
 	lines, err := ipvsadm.Read(bytes.NewReader(text), names())
 	if err == nil && len(lines) > 0 {
 		all := append([]ipvsadm.Line{{Command: ipvsadm.Command{Action: ipvsadm.Clear}}}, lines...)
-		err = (&ipvsadmRun{env: e}).restore(all)
+		plan, err = (&ipvsadmRun{env: e}).restore(all)
 	}
 	if err = e.fileMended(err, lines, path); err != nil {
 		return fmt.Errorf("%s: %s", name, strings.TrimPrefix(err.Error(), "-R: "))
@@ -228,6 +228,7 @@ func restoreIPVS(e *env, path string) error {
 	}
 	switch {
 	case e.json:
+		return e.printJSON(jsonOfPlan(plan, false))
 	case len(lines) == 0:
 		fmt.Fprintln(e.stdout, "nothing to do")
 	default:
