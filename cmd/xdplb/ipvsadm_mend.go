@@ -35,10 +35,6 @@ func rulesFor(m *loader.Misuse, c *ipvsadm.Command) (advice string, rules []stri
 	if c.Action != ipvsadm.AddServer && c.Action != ipvsadm.EditServer || c.Service == nil {
 		return "", nil
 	}
-	s := ipvsadm.Server{At: c.Server(c.Service.At), Weight: 1}
-	if c.Weight != nil {
-		s.Weight = *c.Weight
-	}
 	switch {
 	case len(m.Servers) > 0:
 		for _, other := range m.Servers {
@@ -47,11 +43,11 @@ func rulesFor(m *loader.Misuse, c *ipvsadm.Command) (advice string, rules []stri
 		}
 		return m.Advice, rules
 	case m.Use != 0 && m.Loop == nil:
-		s.Forward = forwardIn(m.Use)
+		at, way := c.Server(c.Service.At), forwardIn(m.Use)
 		if m.NoPort {
-			s.At = netip.AddrPortFrom(c.Host, c.Service.At.Port())
+			at = netip.AddrPortFrom(c.Host, c.Service.At.Port())
 		}
-		return strings.ReplaceAll(m.Advice, "--mode "+m.Use.String(), s.Forward.Option()), []string{s.Rule(c.Action, *c.Service)}
+		return strings.ReplaceAll(m.Advice, "--mode "+m.Use.String(), way.Option()), []string{c.Forwarding(at, way)}
 	}
 	return "", nil
 }

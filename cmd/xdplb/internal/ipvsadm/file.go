@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -54,12 +55,26 @@ func Read(r io.Reader, names Resolver) (lines []Line, err error) {
 		if c.Action == Restore || c.Action == Zero || !c.Action.Changes() {
 			return nil, fmt.Errorf("line %d: %s: not in a file; leave the line out", number, c.Action.Name())
 		}
+		if option := c.ofAll(); option != "" {
+			return nil, fmt.Errorf("line %d: %s: not in a file, of which it would be for one line; give it to ipvsadm -R", number, option)
+		}
 		lines = append(lines, Line{number, c})
 	}
 	if err := scanner.Err(); err != nil {
 		return nil, fmt.Errorf("reading: %w", err)
 	}
 	return lines, nil
+}
+
+// ofAll is an option that is for all that a run does; empty if there is none.
+func (c *Command) ofAll() string {
+	switch {
+	case c.Handover != 0:
+		return "--handover"
+	case c.Pins != "":
+		return "--pins"
+	}
+	return ""
 }
 
 // Restore does what the lines say, all or nothing, and changes nothing else. What
@@ -92,20 +107,7 @@ func (t *Table) Restore(lines []Line) (notes []string, err error) {
 func (t Table) Save(w io.Writer) {
 	for i := range t {
 		s := &t[i]
-		fmt.Fprintf(w, "-A %s -s %s", s.rule(), s.Name)
-		if s.Persistent != 0 {
-			fmt.Fprintf(w, " -p %d", s.Persistent)
-			if s.maskBits() != s.At.Addr().BitLen() {
-				fmt.Fprintf(w, " -M %s", dotted(s.At.Addr(), s.maskBits()))
-			}
-		}
-		if s.OnePacket {
-			fmt.Fprint(w, " -o")
-		}
-		if flags := s.flags(); flags != "" {
-			fmt.Fprintf(w, " -b %s", flags)
-		}
-		fmt.Fprintln(w)
+		fmt.Fprintln(w, s.Rule(AddService))
 		for _, r := range s.Servers {
 			fmt.Fprint(w, r.Rule(AddServer, s.Key))
 			if r.Forward == Tunnel {
@@ -114,6 +116,35 @@ func (t Table) Save(w io.Writer) {
 			fmt.Fprintln(w)
 		}
 	}
+}
+
+// Rule is the command that adds the service, or edits another to be the same: then
+// also what a new one has by itself is named.
+func (s *Service) Rule(a Action) string {
+	rule, edits := fmt.Sprintf("%s %s -s %s", a.Name(), s.rule(), s.Name), a == EditService
+	if s.Persistent != 0 || edits {
+		rule += fmt.Sprintf(" -p %d", s.Persistent)
+	}
+	if s.Persistent != 0 && (s.maskBits() != s.At.Addr().BitLen() || edits) {
+		rule += " -M " + dotted(s.At.Addr(), s.maskBits())
+	}
+	if s.OnePacket {
+		rule += " -o"
+	}
+	if flags := s.flags(); flags != "" {
+		rule += " -b " + flags
+	}
+	return rule
+}
+
+// Forwarding is the command with another server or way of forwarding. What it does
+// not name it still does not.
+func (c *Command) Forwarding(at netip.AddrPort, way Forward) string {
+	rule := fmt.Sprintf("%s %s -r %s %s", c.Action.Name(), c.Service.rule(), at, way.Option())
+	if c.Weight != nil {
+		rule += fmt.Sprintf(" -w %d", *c.Weight)
+	}
+	return rule
 }
 
 // Rule is the command that adds, edits or deletes the server.
@@ -138,30 +169,12 @@ func (l *Line) edits() []string {
 		}
 		return []string{r.Rule(EditServer, *l.Service)}
 	case AddService:
-		return []string{strings.TrimSpace("-E " + l.Service.rule() + " " + l.schedule())}
+		s := Service{Key: *l.Service}
+		if err := s.edit(&l.Command); err == nil {
+			return []string{s.Rule(EditService)}
+		}
 	}
 	return nil
-}
-
-// schedule is what the command says of a service.
-func (c *Command) schedule() string {
-	var words []string
-	if c.Scheduler != nil {
-		words = append(words, "-s", *c.Scheduler)
-	}
-	if c.Flags != nil {
-		words = append(words, "-b", *c.Flags)
-	}
-	if c.Persistent != nil {
-		words = append(words, "-p", fmt.Sprint(*c.Persistent))
-	}
-	if c.MaskBits != nil {
-		words = append(words, "-M", dotted(c.Service.At.Addr(), *c.MaskBits))
-	}
-	if c.OnePacket {
-		words = append(words, "-o")
-	}
-	return strings.Join(words, " ")
 }
 
 // rule is how options name the service.

@@ -1,6 +1,7 @@
 package ipvsadm
 
 import (
+	"errors"
 	"strings"
 	"testing"
 )
@@ -26,6 +27,33 @@ func TestMended(t *testing.T) {
 			if _, err := Parse(mended, Resolver{}); err != nil {
 				t.Errorf("%s is mended to %q: %v", wrong, mended, err)
 			}
+		}
+	}
+}
+
+// TestTwiceMended: where a second line adds what is there and is not the same, the
+// line that it is mended to makes it that.
+func TestTwiceMended(t *testing.T) {
+	for _, lines := range [][3]string{
+		{"-A -t 192.0.2.10:80 -s rr -p 300", "-A -t 192.0.2.10:80", "-E -t 192.0.2.10:80 -s wlc -p 0"},
+		{"-A -t 192.0.2.10:80 -s rr", "-A -t 192.0.2.10:80 -s rr -p", "-E -t 192.0.2.10:80 -s rr -p 300 -M 255.255.255.255"},
+		{"-A -t [2001:db8::10]:80 -p 60 -M 64", "-A -t [2001:db8::10]:80 -p 60", "-E -t [2001:db8::10]:80 -s wlc -p 60 -M 128"},
+		{"-A -u 192.0.2.10:53 -s rr", "-A -u 192.0.2.10:53 -s mh -b mh-port -o", "-E -u 192.0.2.10:53 -s mh -p 0 -o -b mh-port"},
+	} {
+		var first, want Table
+		do(t, &want, lines[1])
+		read, err := Read(strings.NewReader(lines[0]+"\n"+lines[1]), Resolver{})
+		if err == nil {
+			_, err = first.Restore(read)
+		}
+		wrong := new(LineError)
+		if !errors.As(err, &wrong) || len(wrong.Mended) != 1 || wrong.Mended[0] != lines[2] {
+			t.Errorf("%q: %v, mended %q", lines, err, wrong.Mended)
+			continue
+		}
+		do(t, &first, lines[0])
+		if saved, _ := do(t, &first, wrong.Mended[0]); saved != save(want) {
+			t.Errorf("%q is mended to %s, which makes it\n%s", lines[:2], wrong.Mended[0], saved)
 		}
 	}
 }

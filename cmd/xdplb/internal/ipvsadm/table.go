@@ -189,6 +189,9 @@ func (s *Service) editServer(c Command) ([]string, error) {
 	if c.Forward != nil && *c.Forward != r.Forward && !(r.Forward == Local && *c.Forward == Route) {
 		if c.Forward.keepsPort() && r.At.Port() != s.At.Port() {
 			next := Server{At: netip.AddrPortFrom(r.At.Addr(), s.At.Port()), Forward: *c.Forward, Weight: r.Weight}
+			if c.Weight != nil {
+				next.Weight = *c.Weight
+			}
 			return nil, fmt.Errorf("%s: %s keeps the port, and the service's is %d; delete it, and add it with that port: xdplb ipvsadm %s && xdplb ipvsadm %s",
 				at(s.Key, r.At), c.Forward.Option(), s.At.Port(), quoted(r.Rule(DeleteServer, s.Key)), quoted(next.Rule(AddServer, s.Key)))
 		}

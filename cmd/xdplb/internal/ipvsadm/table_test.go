@@ -160,6 +160,8 @@ func TestARestoreIsAllOrNothing(t *testing.T) {
 	}
 	for text, want := range map[string]string{
 		"-A -t 192.0.2.11:80\n-S\n": "line 2: -S: not in a file", "-R": "line 1: -R: not in a file", "-Ln": "line 1: -L: not in a file",
+		"-C --handover 15m": "line 1: --handover: not in a file", "-A -t 192.0.2.11:80 --handover 15m": "line 1: --handover: not in a file",
+		"\n-D -t 192.0.2.11:80 --pins /sys/fs/bpf/other": "line 2: --pins: not in a file, of which it would be for one line; give it to ipvsadm -R",
 		"garbage": "line 1: ", "-A -t 192.0.2.11:80\n-a -t 192.0.2.11:80 -r 1.1.1.1 -x 5\n": "line 2: -x 5: no connection limits yet",
 	} {
 		if _, err := Read(strings.NewReader(text), Resolver{}); err == nil || !strings.HasPrefix(err.Error(), want) {
