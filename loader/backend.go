@@ -78,9 +78,6 @@ func (b *Balancer) AddBackends(v maps.VIP, at []netip.AddrPort, o BackendOptions
 			if err := c.checkBackend(at[i]); err != nil {
 				return err
 			}
-			if m := c.misfitOf(at[i], mode); m != nil {
-				return c.suits(m, at)
-			}
 		}
 		hops, err := nextHops(Addresses(at))
 		if err != nil {
@@ -90,9 +87,9 @@ func (b *Balancer) AddBackends(v maps.VIP, at []netip.AddrPort, o BackendOptions
 			if c.find(a) != nil {
 				return fmt.Errorf("%s: named twice", a)
 			}
-			record, err := c.hop(a, mode, hops[a.Addr()])
+			record, err := c.reach(a, mode, hops[a.Addr()])
 			if m := (*Misuse)(nil); errors.As(err, &m) {
-				return c.suits(m, at)
+				return c.suits(m, at, hops)
 			}
 			if err != nil {
 				return err
@@ -162,15 +159,12 @@ func (c *change) replace(backend *maps.Backend, mode Mode) error {
 	if Mode(backend.Mode) == mode {
 		return nil
 	}
-	if err := c.checkMode(backend.AddrPort(), mode); err != nil {
-		return keeps(backend, err)
-	}
 	addr := backend.Addr()
 	hops, err := nextHops([]netip.Addr{addr})
 	if err != nil {
 		return err
 	}
-	hop, err := c.hop(backend.AddrPort(), mode, hops[addr])
+	hop, err := c.reach(backend.AddrPort(), mode, hops[addr])
 	if err != nil {
 		return keeps(backend, err)
 	}

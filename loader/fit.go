@@ -9,12 +9,32 @@ import (
 	"github.com/xdplb/xdplb/maps"
 )
 
-// checkMode says what a mode cannot serve.
-func (c *change) checkMode(at netip.AddrPort, mode Mode) error {
-	if m := c.misfitOf(at, mode); m != nil {
-		return m
+// reach is the next hop of a backend that the mode can serve, as the maps hold it.
+func (c *change) reach(at netip.AddrPort, mode Mode, res Resolution) (record bpf.XdplbBackend, err error) {
+	if res.Local { // which leaves one mode, whatever else is wrong
+		return c.local(at, mode)
 	}
-	return nil
+	if m := c.misfitOf(at, mode); m != nil {
+		return record, m
+	}
+	return c.hop(at, mode, res)
+}
+
+// local is the next hop of a backend that is an address of this host.
+func (c *change) local(at netip.AddrPort, mode Mode) (record bpf.XdplbBackend, err error) {
+	v := c.service.VIP
+	switch {
+	case v.Addr.IsValid() && at.Addr().Is4() != v.Addr.Is4():
+		return record, fmt.Errorf("%s: an address of this host, and the VIP is of the other family; give one of the VIP's family", at)
+	case v.Addr.IsValid() && at.Port() != v.Port:
+		m := c.misfit(at, ModeDR, "use --mode dr and the VIP's port", "%s: an address of this host, where another port than the VIP's cannot be reached", at)
+		m.NoPort = true
+		return record, m
+	case mode != ModeDR:
+		return record, c.misfit(at, ModeDR, "use --mode dr", "%s: an address of this host; mode %s cannot reach it", at.Addr(), mode)
+	}
+	record.Link.Flags = uint32(bpf.XdplbHopFlagHopResolved | bpf.XdplbHopFlagHopLocal)
+	return record, nil
 }
 
 // misfitOf is nil if the mode can serve the backend.
@@ -82,18 +102,7 @@ func (c *change) hop(at netip.AddrPort, mode Mode, res Resolution) (record bpf.X
 		return record, res.Err
 	}
 	if res.Local {
-		if mode != ModeDR {
-			if v := c.service.Addr; v.IsValid() && addr.Is4() != v.Is4() {
-				return record, fmt.Errorf("%s: an address of this host, and the VIP is of the other family; give one of the VIP's family", at)
-			}
-			m := c.misfit(at, ModeDR, "use --mode dr", "%s: an address of this host; mode %s cannot reach it", addr, mode)
-			if m.NoPort = c.service.Addr.IsValid() && at.Port() != c.service.Port; m.NoPort {
-				m.Advice = "use --mode dr and the VIP's port"
-			}
-			return record, m
-		}
-		record.Link.Flags = uint32(bpf.XdplbHopFlagHopResolved | bpf.XdplbHopFlagHopLocal)
-		return record, nil
+		return c.local(at, mode)
 	}
 	if mode == ModeDR && res.Gateway.IsValid() {
 		return record, c.misfit(at, ModeTUN, "use --mode tun", "%s: behind the gateway %s, and mode dr needs it on the same segment", addr, res.Gateway)

@@ -41,9 +41,9 @@ func (c *change) misfit(at netip.AddrPort, use Mode, advice, format string, a ..
 	return &Misuse{Problem: fmt.Sprintf(format, a...), Advice: advice, VIP: c.service.VIP, Backend: at, Use: use}
 }
 
-// suits finds a mode that serves all backends of one command. Without one, the mode
-// that the misfit names is for that backend only.
-func (c *change) suits(m *Misuse, at []netip.AddrPort) *Misuse {
+// suits finds a mode that serves all backends of one command, on the ways that there
+// are to them. Without one, the mode that the misfit names is for that backend only.
+func (c *change) suits(m *Misuse, at []netip.AddrPort, hops map[netip.Addr]Resolution) *Misuse {
 	if m.NoPort {
 		m.Alone = len(at) > 1
 		return m
@@ -51,7 +51,8 @@ func (c *change) suits(m *Misuse, at []netip.AddrPort) *Misuse {
 	for _, mode := range []Mode{m.Use, ModeFullNAT, ModeTUN} {
 		fits := true
 		for _, a := range at {
-			fits = fits && c.checkMode(c.at(a), mode) == nil
+			_, err := c.reach(a, mode, hops[a.Addr()])
+			fits = fits && err == nil
 		}
 		if fits {
 			m.Use = mode

@@ -187,10 +187,7 @@ func (p *planner) backend(v *vipPlan, b *WantedBackend) error {
 	c := &change{b: p.b}
 	c.service.VIP = w.VIP
 	mode := w.modeOf(b)
-	if err := c.checkMode(b.At, mode); err != nil {
-		return err
-	}
-	hop, err := c.hop(b.At, mode, p.hops[b.At.Addr()])
+	hop, err := c.reach(b.At, mode, p.hops[b.At.Addr()])
 	if err != nil {
 		return err
 	}
