@@ -110,7 +110,7 @@ func openOrMake(dir string, w *Wanted) (b *Balancer, fresh bool, err error) {
 		if len(w.VIPs) == 0 {
 			return nil, false, nil
 		}
-		return nil, false, placed(w.Where, errors.New("names no interface, and none is attached; add a line such as interfaces: [eth0]"))
+		return nil, false, placed(w.Where, "interfaces", errors.New("names no interface, and none is attached; add a line such as interfaces: [eth0]"))
 	}
 	m, err := createMaps(AttachOptions{MaxVIPs: w.MaxVIPs, MaxBackends: w.MaxBackends, MaxFlows: w.MaxFlows, HashKey: w.HashKey})
 	if err != nil {
@@ -157,7 +157,7 @@ func (b *Balancer) attachPlanned(p *Plan, fresh bool, o ApplyOptions) (err error
 	for _, one := range p.attach {
 		done, off, err := b.attachPlan(one)
 		if err != nil {
-			return placed(one.want.Where, fmt.Errorf("%s: %w", one.want.Name, err))
+			return placed(one.want.Where, "name", fmt.Errorf("%s: %w", one.want.Name, err))
 		}
 		undo = append(undo, off)
 		if o.Attached != nil && one.is == nil {

@@ -89,7 +89,7 @@ func (b *Balancer) putBatch(p *Plan, plans []*vipPlan, used map[uint32]bool, gro
 	for i, c := range changes {
 		if _, marked := b.Maps.AddressMark(c.service.Addr); c.added && !marked {
 			if err := b.Maps.MarkAddress(c.service.Addr, 0); err != nil {
-				return placed(plans[i].want.Where, fullVIPs(b.Maps, err))
+				return placed(plans[i].want.Where, "vip", fullVIPs(b.Maps, err))
 			}
 		}
 	}
@@ -100,7 +100,7 @@ func (b *Balancer) putBatch(p *Plan, plans []*vipPlan, used map[uint32]bool, gro
 func (b *Balancer) editBatch(p *Plan, plans []*vipPlan, changes []*change, groups map[string]uint32) error {
 	for i, c := range changes {
 		if err := c.become(plans[i], p.hops, groups); err != nil {
-			return placed(plans[i].want.Where, err)
+			return placed(plans[i].want.Where, "vip", err)
 		}
 		if !c.added {
 			continue
@@ -134,10 +134,10 @@ func (b *Balancer) assignBatch(plans []*vipPlan) error {
 		}
 		addr := v.want.Addr
 		if err := b.Maps.MarkAddress(addr, uint32(v.assign.Attrs().Index)); err != nil {
-			return placed(v.want.Where, fullVIPs(b.Maps, err))
+			return placed(v.want.Where, "vip", fullVIPs(b.Maps, err))
 		}
 		if err := assignTo(v.assign, addr, socket); err != nil {
-			return placed(v.want.Where, errors.Join(err, b.tidyAddresses()))
+			return placed(v.want.Where, "vip", errors.Join(err, b.tidyAddresses()))
 		}
 	}
 	return nil

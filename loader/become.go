@@ -97,7 +97,7 @@ func (c *change) becomeBackends(w *WantedVIP, hops map[netip.Addr]Resolution) er
 	for i := range w.Backends {
 		b := &w.Backends[i]
 		if err := c.becomeBackend(w, b, hops[b.At.Addr()]); err != nil {
-			return placed(b.Where, err)
+			return placed(b.Where, "address", err)
 		}
 	}
 	return nil

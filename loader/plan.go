@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -121,12 +122,27 @@ func (b *Balancer) plan(w *Wanted, fresh bool) (*Plan, error) {
 	return p.Plan, p.places()
 }
 
-// placed puts before an error where its object is.
-func placed(where string, err error) error {
-	if err == nil || where == "" {
+// fieldError is what is wrong with a field.
+type fieldError struct {
+	field string
+	error
+}
+
+func (e *fieldError) Unwrap() error { return e.error }
+
+func wrong(field, format string, a ...any) error {
+	return &fieldError{field, fmt.Errorf(format, a...)}
+}
+
+// placed puts before an error where its field is, or if it names none, this one.
+func placed(where Where, field string, err error) error {
+	if err == nil || where == nil {
 		return err
 	}
-	return fmt.Errorf("%s: %w", where, err)
+	if of := (*fieldError)(nil); errors.As(err, &of) {
+		field = of.field
+	}
+	return fmt.Errorf("%s: %w", where(field), err)
 }
 
 // keep adds the VIPs that are not named, as they are.
@@ -227,7 +243,7 @@ func (p *planner) places() error {
 	}
 	before := len(p.state.order)
 	if after := before - len(p.removed) + added; after > int(vips) {
-		return placed(p.w.Where, fmt.Errorf("%d VIPs, and there is room for %d; more: max_vips, after xdplb detach --all --purge", after, vips))
+		return placed(p.w.Where, "max_vips", fmt.Errorf("%d VIPs, and there is room for %d; more: max_vips, after xdplb detach --all --purge", after, vips))
 	}
 	freed := 0
 	for _, v := range p.removed {
@@ -245,7 +261,7 @@ func (p *planner) places() error {
 func (p *planner) fits(used, room int) error {
 	for _, v := range p.vips {
 		if used += v.adds; used > room {
-			return placed(v.want.Where, fmt.Errorf("%s: %d backends by then, and there is room for %d; more: max_backends, after xdplb detach --all --purge", v.want.VIP, used, room))
+			return placed(v.want.Where, "backends", fmt.Errorf("%s: %d backends by then, and there is room for %d; more: max_backends, after xdplb detach --all --purge", v.want.VIP, used, room))
 		}
 		used -= v.frees
 	}
@@ -258,7 +274,7 @@ func (p *planner) addresses() error {
 	for i := range p.w.VIPs {
 		w := &p.w.VIPs[i]
 		if other := wanted[w.Addr]; w.Assign != "" && other != nil && other.Assign != w.Assign {
-			return placed(w.Where, fmt.Errorf("%s: assigned to %s, and to %s by %s; an address is on one interface", w.VIP, w.Assign, other.Assign, other.VIP))
+			return placed(w.Where, "assign", fmt.Errorf("%s: assigned to %s, and to %s by %s; an address is on one interface", w.VIP, w.Assign, other.Assign, other.VIP))
 		}
 		if w.Assign != "" {
 			wanted[w.Addr] = w
@@ -289,7 +305,7 @@ func (p *planner) addresses() error {
 			err = checkUnicast(addr)
 		}
 		if err != nil {
-			return placed(w.Where, err)
+			return placed(w.Where, "assign", err)
 		}
 		if own[addr] && !gone[addr] {
 			continue

@@ -32,33 +32,33 @@ func (p *planner) interfaces() error {
 		w := &p.w.Interfaces[i]
 		link, err := linkByName(w.Name)
 		if err != nil {
-			return placed(w.Where, err)
+			return placed(w.Where, "name", err)
 		}
 		one := &interfacePlan{link: link, want: w}
 		r, is := attached[uint32(link.Attrs().Index)]
 		if len(w.Accept) > len(r.Accept) {
-			return placed(w.Where, fmt.Errorf("%s: %d MACs to accept; at most %d", w.Name, len(w.Accept), len(r.Accept)))
+			return placed(w.Where, "accept_macs", fmt.Errorf("%s: %d MACs to accept; at most %d", w.Name, len(w.Accept), len(r.Accept)))
 		}
 		if is {
 			delete(attached, r.Ifindex)
 			one.is = &r
 			if err := p.interfaceChange(one); err != nil {
-				return placed(w.Where, err)
+				return placed(w.Where, "name", err)
 			}
 			continue
 		}
 		if _, err := attachable([]string{w.Name}); err != nil {
-			return placed(w.Where, err)
+			return placed(w.Where, "name", err)
 		}
 		if err := checkForeign(p.b.dir, link.Attrs()); err != nil {
-			return placed(w.Where, fmt.Errorf("%s: %w", w.Name, err))
+			return placed(w.Where, "name", fmt.Errorf("%s: %w", w.Name, err))
 		}
 		number := uint32(0)
 		for used[number] {
 			number++
 		}
 		if number >= p.b.Maps.MaxInterfaces() {
-			return placed(w.Where, fmt.Errorf("%s: %d interfaces are attached, which is the most", w.Name, number))
+			return placed(w.Where, "name", fmt.Errorf("%s: %d interfaces are attached, which is the most", w.Name, number))
 		}
 		used[number], p.b.attaching[uint32(link.Attrs().Index)] = true, number
 		p.attach = append(p.attach, one)
@@ -83,7 +83,7 @@ func macList[T fmt.Stringer](before string, macs []T) string {
 func (p *planner) interfaceChange(one *interfacePlan) error {
 	is := p.b.wantedInterface(*one.is)
 	if one.want.Mode != XDPAuto && one.want.Mode != is.Mode {
-		return fmt.Errorf("%s: attached in %s mode; to change it: xdplb detach %s, and apply again", is.Name, is.Mode, is.Name)
+		return wrong("xdp_mode", "%s: attached in %s mode; to change it: xdplb detach %s, and apply again", is.Name, is.Mode, is.Name)
 	}
 	if slices.EqualFunc(is.Accept, one.want.Accept, func(a, b net.HardwareAddr) bool { return a.String() == b.String() }) {
 		return nil
@@ -98,7 +98,7 @@ func (p *planner) general(fresh bool) error {
 	b, w := p.b, p.w
 	if !fresh {
 		if err := p.fixed(); err != nil {
-			return placed(w.Where, err)
+			return placed(w.Where, "", err)
 		}
 	}
 	if s := w.TunSpread; s != nil && b.spread() != p.canonical(*s) {
@@ -135,11 +135,11 @@ func (p *planner) canonical(s netip.Prefix) netip.Prefix {
 func (p *planner) fixed() error {
 	vips, backends, flows := p.b.sizes()
 	for _, size := range []struct {
-		field    string
-		want, is uint32
-	}{{"max_vips", p.w.MaxVIPs, vips}, {"max_backends", p.w.MaxBackends, backends}, {"max_flows", p.w.MaxFlows, flows}} {
+		field, of string
+		want, is  uint32
+	}{{"max_vips", "VIPs", p.w.MaxVIPs, vips}, {"max_backends", "backends", p.w.MaxBackends, backends}, {"max_flows", "flows", p.w.MaxFlows, flows}} {
 		if size.want != 0 && size.want != size.is {
-			return fmt.Errorf("%s %d: it is %d, and fixed while pins exist; to change it: xdplb detach --all --purge", size.field, size.want, size.is)
+			return wrong(size.field, "%d %s: there is room for %d, which is fixed while pins exist; to change it: xdplb detach --all --purge", size.want, size.of, size.is)
 		}
 	}
 	key := p.w.HashKey
@@ -147,7 +147,7 @@ func (p *planner) fixed() error {
 		return nil
 	}
 	if len(p.state.order) > 0 {
-		return fmt.Errorf("hash_key: another one is in use, and fixed while VIPs exist; to change it: xdplb detach --all --purge")
+		return wrong("hash_key", "another hash key is in use, and fixed while VIPs exist; to change it: xdplb detach --all --purge")
 	}
 	p.note(PlanChange, "hash_key", "")
 	p.settings = append(p.settings, func() error { return p.b.setKey(*key) })
@@ -172,11 +172,11 @@ func (p *planner) pool() error {
 	wanted := slices.Clone(w.Addresses)
 	slices.SortStableFunc(wanted, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
 	if !slices.Equal(is, wanted) {
-		if err := p.b.checkSNATAddresses(wanted, w.Any); err != nil {
-			return placed(w.Where, err)
+		if err := p.b.checkSNATAddresses(wanted, w.Any, fileAnySNAT); err != nil {
+			return placed(w.Where, "addresses", err)
 		}
 		if len(wanted)+len(is) > maps.MaxSNAT {
-			return placed(w.Where, fmt.Errorf("%d addresses beside %d in use; at most %d", len(wanted), len(is), maps.MaxSNAT))
+			return placed(w.Where, "addresses", fmt.Errorf("%d addresses beside %d in use; at most %d", len(wanted), len(is), maps.MaxSNAT))
 		}
 		p.note(PlanChange, "snat addresses", listing(is)+" -> "+listing(wanted))
 		p.settings = append(p.settings, func() error { return p.b.Maps.PutSNATPool(&p.b.Settings, wanted) })
@@ -224,7 +224,7 @@ func (p *planner) sends() error {
 	}
 	for i := range vips {
 		if w := &vips[i]; u.takes(w.VIP) {
-			return placed(w.Where, u.taken(w.VIP, setPorts, "%s: replies come to this address on the SNAT ports %s", w.VIP, u.ports))
+			return placed(w.Where, "vip", u.taken(w.VIP, setPorts, "%s: replies come to this address on the SNAT ports %s", w.VIP, u.ports))
 		}
 	}
 	return nil

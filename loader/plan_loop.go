@@ -43,7 +43,7 @@ func (p *planner) loop(w *WantedVIP, b *WantedBackend, other *WantedVIP) error {
 		for i, v := range p.state.order {
 			services[i] = v.Service
 		}
-		return placed(other.Where, p.b.checkLoop(other.VIP, services))
+		return placed(other.Where, "vip", p.b.checkLoop(other.VIP, services))
 	}
 	c := &change{b: p.b}
 	c.service.VIP = w.VIP
@@ -51,7 +51,7 @@ func (p *planner) loop(w *WantedVIP, b *WantedBackend, other *WantedVIP) error {
 	for i := range servers {
 		servers[i].At, servers[i].Mode = other.at(servers[i].At), other.modeOf(&servers[i])
 	}
-	return placed(b.Where, c.loop(b.At, other.VIP, servers, func(a netip.AddrPort) bool {
+	return placed(b.Where, "address", c.loop(b.At, other.VIP, servers, func(a netip.AddrPort) bool {
 		return slices.ContainsFunc(w.Backends, func(own WantedBackend) bool { return w.at(own.At) == a })
 	}))
 }

@@ -17,7 +17,7 @@ func (p *planner) vip(w *WantedVIP) error {
 	object := "vip " + w.VIP.String()
 	before := len(p.Items)
 	if err := p.checkVIP(v); err != nil {
-		return placed(w.Where, fmt.Errorf("%s: %w", w.VIP, err))
+		return placed(w.Where, "vip", fmt.Errorf("%s: %w", w.VIP, err))
 	}
 	switch changes := v.changes(); {
 	case v.is == nil:
@@ -48,11 +48,11 @@ func (p *planner) finish(v *vipPlan) {
 func (p *planner) checkVIP(v *vipPlan) error {
 	w := v.want
 	if v.is != nil && w.TableSize != 0 && w.TableSize != v.is.TableSize {
-		return fmt.Errorf("table_size %d: it is %d, and fixed while the VIP lives; to change it: xdplb vip del %s, and apply again", w.TableSize, v.is.TableSize, w.VIP)
+		return wrong("table_size", "table_size %d: it is %d, and fixed while the VIP lives; to change it: xdplb vip del %s, and apply again", w.TableSize, v.is.TableSize, w.VIP)
 	}
 	if w.TableSize != 0 {
 		if err := maps.ValidTableSize(w.TableSize); err != nil {
-			return err
+			return wrong("table_size", "%w", err)
 		}
 	}
 	if w.Handover != 0 {
@@ -61,14 +61,14 @@ func (p *planner) checkVIP(v *vipPlan) error {
 		}
 	}
 	if p.b.Settings.Jiffies(w.Affinity) > maxAffinity {
-		return fmt.Errorf("affinity %s: at most %s", w.Affinity, p.b.Settings.Duration(maxAffinity))
+		return wrong("affinity", "affinity %s: at most %s", w.Affinity, p.b.Settings.Duration(maxAffinity))
 	}
 	if w.AffinityGroup != "" && !groupName.MatchString(w.AffinityGroup) {
-		return fmt.Errorf("affinity_group %s: a name has 1 to %d letters, digits, or any of . _ -", w.AffinityGroup, len(maps.Service{}.AffinityName))
+		return wrong("affinity_group", "affinity_group %s: a name has 1 to %d letters, digits, or any of . _ -", w.AffinityGroup, len(maps.Service{}.AffinityName))
 	}
 	for _, addr := range w.SNAT {
 		if addr.Is4() != w.Addr.Is4() {
-			return fmt.Errorf("snat %s: FULL-NAT does not translate between IPv4 and IPv6; use an address of the VIP's family", addr)
+			return wrong("snat", "snat %s: FULL-NAT does not translate between IPv4 and IPv6; use an address of the VIP's family", addr)
 		}
 	}
 	var is []netip.Addr
@@ -76,8 +76,8 @@ func (p *planner) checkVIP(v *vipPlan) error {
 		is = v.is.is.SNAT
 	}
 	if v.reSNAT = !slices.Equal(is, w.SNAT); v.reSNAT {
-		if err := p.b.checkSNATAddresses(w.SNAT, p.w.SNAT != nil && p.w.SNAT.Any); err != nil {
-			return fmt.Errorf("snat %w", err)
+		if err := p.b.checkSNATAddresses(w.SNAT, p.w.SNAT != nil && p.w.SNAT.Any, fileAnySNAT); err != nil {
+			return wrong("snat", "snat %w", err)
 		}
 	}
 	return nil
@@ -153,11 +153,11 @@ func (p *planner) backends(v *vipPlan) error {
 		b := &v.want.Backends[i]
 		b.At = v.want.at(b.At)
 		if named[b.At] {
-			return placed(b.Where, fmt.Errorf("%s: named twice", b.At))
+			return placed(b.Where, "address", fmt.Errorf("%s: named twice", b.At))
 		}
 		named[b.At] = true
 		if err := p.backend(v, b); err != nil {
-			return placed(b.Where, err)
+			return placed(b.Where, "address", err)
 		}
 	}
 	if v.is == nil {

@@ -165,8 +165,9 @@ func (c *change) checkSource() error {
 }
 
 // checkSNATAddress says why FULL-NAT cannot send from an address. anyHost allows
-// those that are not this host's; others could be put on iface.
-func checkSNATAddress(addr netip.Addr, anyHost bool, iface string) error {
+// those that are not this host's, which is asked for as mend says; others could be put
+// on iface.
+func checkSNATAddress(addr netip.Addr, anyHost bool, mend, iface string) error {
 	if err := checkUnicast(addr); err != nil {
 		return fmt.Errorf("%s: %w", addr, err)
 	}
@@ -180,8 +181,8 @@ func checkSNATAddress(addr netip.Addr, anyHost bool, iface string) error {
 	if err != nil || ours {
 		return err
 	}
-	return fmt.Errorf("%s: not an address of this host, so no reply comes back to it; add --any-snat if replies come here otherwise, or put it on: ip addr add %s dev %s",
-		addr, netip.PrefixFrom(addr, addr.BitLen()), iface)
+	return fmt.Errorf("%s: not an address of this host, so no reply comes back to it; %s if replies come here otherwise, or put it on: ip addr add %s dev %s",
+		addr, mend, netip.PrefixFrom(addr, addr.BitLen()), iface)
 }
 
 // someInterface is one that is attached, for a hint.
@@ -189,20 +190,31 @@ func (b *Balancer) someInterface() string {
 	if attached := b.Maps.ReadInterfaces(); len(attached) > 0 {
 		return interfaceName(attached[0].Ifindex)
 	}
+	for ifindex, number := range b.attaching {
+		if number == 0 {
+			return interfaceName(ifindex)
+		}
+	}
 	return "IFACE"
 }
 
+// How foreign addresses are asked for, on the command line and in a file.
+const (
+	askAnySNAT  = "add --any-snat"
+	fileAnySNAT = "write any_snat: true under snat:"
+)
+
 // checkSNATAddresses checks a list that shall be used.
-func (b *Balancer) checkSNATAddresses(addrs []netip.Addr, anyHost bool) error {
-	return checkSNATList(addrs, anyHost, b.someInterface())
+func (b *Balancer) checkSNATAddresses(addrs []netip.Addr, anyHost bool, mend string) error {
+	return checkSNATList(addrs, anyHost, mend, b.someInterface())
 }
 
-func checkSNATList(addrs []netip.Addr, anyHost bool, iface string) error {
+func checkSNATList(addrs []netip.Addr, anyHost bool, mend, iface string) error {
 	for i, addr := range addrs {
 		if slices.Contains(addrs[:i], addr) {
 			return fmt.Errorf("%s: named twice", addr)
 		}
-		if err := checkSNATAddress(addr, anyHost, iface); err != nil {
+		if err := checkSNATAddress(addr, anyHost, mend, iface); err != nil {
 			return err
 		}
 	}
@@ -220,7 +232,7 @@ func (b *Balancer) AddSNAT(addrs []netip.Addr, anyHost bool) error {
 			return fmt.Errorf("%s: exists; xdplb snat list shows the pool", addr)
 		}
 	}
-	if err := b.checkSNATAddresses(addrs, anyHost); err != nil {
+	if err := b.checkSNATAddresses(addrs, anyHost, askAnySNAT); err != nil {
 		return err
 	}
 	u.pool = append(u.pool, addrs...)
@@ -286,7 +298,7 @@ func (b *Balancer) checkSNAT(o AttachOptions, iface string) error {
 	if o.SNATPorts != nil && (o.SNATPorts.Low == 0 || o.SNATPorts.Size() == 0) {
 		return fmt.Errorf("--snat-ports %s: an empty range; write the lower port first, 1 or above", o.SNATPorts)
 	}
-	if err := checkSNATList(o.SNAT, o.AnySNAT, iface); err != nil {
+	if err := checkSNATList(o.SNAT, o.AnySNAT, askAnySNAT, iface); err != nil {
 		return fmt.Errorf("--snat %w", err)
 	}
 	u, err := b.readSNATUse()
@@ -337,7 +349,7 @@ func (c *change) useSNAT(addrs []netip.Addr, anyHost bool) error {
 			return fmt.Errorf("--snat %s: FULL-NAT does not translate between IPv4 and IPv6; use an address of the VIP's family", addr)
 		}
 	}
-	if err := c.b.checkSNATAddresses(addrs, anyHost); err != nil {
+	if err := c.b.checkSNATAddresses(addrs, anyHost, askAnySNAT); err != nil {
 		return fmt.Errorf("--snat %w", err)
 	}
 	u, err := c.b.readSNATUse()

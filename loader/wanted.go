@@ -8,13 +8,15 @@ import (
 	"github.com/xdplb/xdplb/maps"
 )
 
+// Where says where a field of its owner stands, such as in a file; the field is called
+// as a file calls it. What it returns is put before what is said of the field.
+type Where func(field string) string
+
 // Wanted is what a balancer should be. What is nil or zero stays as it is; a list
 // that is there is the whole of it, and what it does not name is removed.
 // Interfaces alone are never taken off.
-//
-// A Where is put before what is said about its owner, such as the place in a file.
 type Wanted struct {
-	Where                          string
+	Where                          Where
 	Interfaces                     []WantedInterface
 	HashKey                        *maps.HashKey
 	MaxVIPs, MaxBackends, MaxFlows uint32
@@ -29,7 +31,7 @@ type Wanted struct {
 
 // WantedInterface is an interface to be attached.
 type WantedInterface struct {
-	Where  string
+	Where  Where
 	Name   string
 	Mode   XDPMode // XDPAuto: any
 	Accept []net.HardwareAddr
@@ -37,7 +39,7 @@ type WantedInterface struct {
 
 // WantedSNAT is the pool that FULL-NAT sends from. Ports that are nil stay as they are.
 type WantedSNAT struct {
-	Where     string
+	Where     Where
 	Addresses []netip.Addr
 	Any       bool // addresses, those of VIPs as well, need not be this host's
 	Ports     *PortRange
@@ -45,7 +47,7 @@ type WantedSNAT struct {
 
 // WantedVIP is a VIP with all it has.
 type WantedVIP struct {
-	Where string
+	Where Where
 	maps.VIP
 	Mode          Mode
 	Scheduler     maps.Scheduler
@@ -63,7 +65,7 @@ type WantedVIP struct {
 
 // WantedBackend is a backend of a WantedVIP. Port 0 is the VIP's, mode 0 likewise.
 type WantedBackend struct {
-	Where  string
+	Where  Where
 	At     netip.AddrPort
 	Mode   Mode
 	Weight uint16

@@ -26,7 +26,7 @@ func (r *ipvsadmRun) restore(lines []ipvsadm.Line) (*loader.Plan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("-R: %w", err)
 	}
-	w := loader.Wanted{Where: "-R", Keep: true, VIPs: []loader.WantedVIP{}}
+	w := loader.Wanted{Where: inFile("-R"), Keep: true, VIPs: []loader.WantedVIP{}}
 	var set ipvsadm.Command
 	for _, l := range lines {
 		switch l.Action {
@@ -92,6 +92,9 @@ func (r *ipvsadmRun) wanted() (map[ipvsadm.Key]loader.WantedVIP, error) {
 	return all, err
 }
 
+// inFile is the same for every field.
+func inFile(where string) loader.Where { return func(string) string { return where } }
+
 // whereOf tells for errors which line a service or a server is from.
 func whereOf(lines []ipvsadm.Line) func(k ipvsadm.Key, server *netip.AddrPort) string {
 	return func(k ipvsadm.Key, server *netip.AddrPort) string {
@@ -115,7 +118,7 @@ func wantedVIP(v loader.WantedVIP, s, was *ipvsadm.Service, where func(ipvsadm.K
 			return v, fmt.Errorf("%s: %s", where(s.Key, nil), err)
 		}
 	}
-	v.Where = where(s.Key, nil)
+	v.Where = inFile(where(s.Key, nil))
 	if was == nil || !s.Same(was) {
 		o, err := optionsOf(s)
 		if err != nil {
@@ -137,7 +140,7 @@ func wantedVIP(v loader.WantedVIP, s, was *ipvsadm.Service, where func(ipvsadm.K
 				one = old[i]
 			}
 		}
-		one.Where = where(s.Key, &server.At)
+		one.Where = inFile(where(s.Key, &server.At))
 		v.Backends = append(v.Backends, one)
 	}
 	return v, nil

@@ -50,7 +50,7 @@ func TestExample(t *testing.T) {
 	if v.VIP.String() != "192.0.2.10:80/tcp" || v.Mode != loader.ModeTUN || v.SourcePrefix != 24 || !v.TrackAll || v.AffinityGroup != "shop" {
 		t.Errorf("first VIP: %+v", v)
 	}
-	if b := v.Backends[0]; b.At.String() != "192.0.2.11:80" || b.Weight != 1 || b.Mode != 0 || b.Where != "example.yaml:29: vips[0].backends[0].address" {
+	if b := v.Backends[0]; b.At.String() != "192.0.2.11:80" || b.Weight != 1 || b.Mode != 0 || b.Where("address") != "example.yaml:29: vips[0].backends[0].address" {
 		t.Errorf("first backend: %+v", b)
 	}
 	if b := v.Backends[1]; b.At.String() != "192.0.2.12:80" || b.Weight != 3 || b.Mode != loader.ModeDR || !b.Drain {
@@ -90,18 +90,18 @@ func TestWritten(t *testing.T) {
 }
 
 func withoutWhere(w loader.Wanted) loader.Wanted {
-	w.Where = ""
+	w.Where = nil
 	for i := range w.Interfaces {
-		w.Interfaces[i].Where = ""
+		w.Interfaces[i].Where = nil
 	}
-	w.SNAT.Where = ""
+	w.SNAT.Where = nil
 	for i := range w.VIPs {
-		w.VIPs[i].Where = ""
+		w.VIPs[i].Where = nil
 		if w.VIPs[i].TableSize == 0 {
 			w.VIPs[i].TableSize = maps.DefaultTableSize
 		}
 		for j := range w.VIPs[i].Backends {
-			w.VIPs[i].Backends[j].Where = ""
+			w.VIPs[i].Backends[j].Where = nil
 		}
 	}
 	return w

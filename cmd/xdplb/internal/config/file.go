@@ -112,6 +112,14 @@ func (p *Place) where(field string) string {
 	return at(p.file, p.Line(field), join(p.path, field))
 }
 
+// placeOf is file, line and field; of a field that the file does not have it is the object.
+func (p *Place) placeOf(field string) string {
+	if !p.Has(field) {
+		field = ""
+	}
+	return p.where(field)
+}
+
 func (p *Place) errorf(field, format string, a ...any) error {
 	return fmt.Errorf("%s: %w", p.where(field), fmt.Errorf(format, a...))
 }

@@ -80,13 +80,13 @@ func (v *VIP) check() error {
 
 // Wanted is what the file asks for.
 func (f *File) Wanted() loader.Wanted {
-	w := loader.Wanted{Where: f.where(""), HashKey: f.HashKey, TunSpread: f.TunSpread}
+	w := loader.Wanted{Where: f.placeOf, HashKey: f.HashKey, TunSpread: f.TunSpread}
 	w.MaxVIPs, w.MaxBackends, w.MaxFlows = f.MaxVIPs.value(), f.MaxBackends.value(), f.MaxFlows.value()
 	for i := range f.Interfaces {
 		w.Interfaces = append(w.Interfaces, f.Interfaces[i].wanted())
 	}
 	if f.SNAT != nil {
-		w.SNAT = &loader.WantedSNAT{Where: f.SNAT.where("addresses"), Addresses: f.SNAT.Addresses, Any: f.SNAT.AnySNAT, Ports: f.SNAT.Ports}
+		w.SNAT = &loader.WantedSNAT{Where: f.SNAT.placeOf, Addresses: f.SNAT.Addresses, Any: f.SNAT.AnySNAT, Ports: f.SNAT.Ports}
 	}
 	if t := f.Timeouts; t != nil {
 		w.Timeouts = loader.Timeouts{TCP: (*time.Duration)(t.TCP), Closing: (*time.Duration)(t.Closing), UDP: (*time.Duration)(t.UDP)}
@@ -108,7 +108,7 @@ func (s *Size) value() uint32 {
 }
 
 func (i *Interface) wanted() loader.WantedInterface {
-	w := loader.WantedInterface{Where: i.where("name"), Name: i.Name, Mode: i.XDPMode}
+	w := loader.WantedInterface{Where: i.placeOf, Name: i.Name, Mode: i.XDPMode}
 	if w.Mode == "" {
 		w.Mode = loader.XDPAuto
 	}
@@ -120,7 +120,7 @@ func (i *Interface) wanted() loader.WantedInterface {
 
 func (v *VIP) wanted() loader.WantedVIP {
 	w := loader.WantedVIP{
-		Where: v.where("vip"), VIP: v.VIP, Mode: v.Mode, Scheduler: v.Scheduler, SourcePrefix: uint8(v.VIP.Addr.BitLen()),
+		Where: v.placeOf, VIP: v.VIP, Mode: v.Mode, Scheduler: v.Scheduler, SourcePrefix: uint8(v.VIP.Addr.BitLen()),
 		AffinityGroup: v.AffinityGroup, TrackAll: v.Track == TrackAll, Assign: v.Assign, SNAT: v.SNAT,
 	}
 	if w.Mode == 0 {
@@ -140,7 +140,7 @@ func (v *VIP) wanted() loader.WantedVIP {
 	}
 	for i := range v.Backends {
 		b := &v.Backends[i]
-		backend := loader.WantedBackend{Where: b.where("address"), At: b.Address, Mode: b.Mode, Weight: 1, Drain: b.Drain}
+		backend := loader.WantedBackend{Where: b.placeOf, At: b.Address, Mode: b.Mode, Weight: 1, Drain: b.Drain}
 		if b.Weight != nil {
 			backend.Weight = *b.Weight
 		}
