@@ -99,7 +99,7 @@ func (e *env) mendedFile(f *config.File, err error) error {
 		b.Close()
 	}
 	advice, command := f.Mend(m, closed == nil)
-	return remade(err, m, advice, command)
+	return remade(err, m, advice, e.here(command))
 }
 
 func unwrapPath(err error) error {
@@ -162,14 +162,17 @@ func applyWanted(e *env, w loader.Wanted, how applying) error {
 		e.notice("%s: %s: nobody answers there yet; it takes no traffic until it does and you run: xdplb refresh", how.name, a)
 	}
 	if e.json {
-		return e.printJSON(jsonOfPlan(plan, how.dry))
+		return e.printJSON(e.jsonOfPlan(plan, how.dry))
 	}
 	fmt.Fprintln(e.stdout, conclusion(plan, how.dry))
 	return nil
 }
 
-func jsonOfPlan(p *loader.Plan, dry bool) planJSON {
-	j := planJSON{DryRun: dry, Changes: []changeJSON{}, Warnings: append([]string{}, p.Warnings...)}
+func (e *env) jsonOfPlan(p *loader.Plan, dry bool) planJSON {
+	j := planJSON{DryRun: dry, Changes: []changeJSON{}, Warnings: []string{}}
+	for _, text := range p.Warnings {
+		j.Warnings = append(j.Warnings, e.said(text))
+	}
 	for _, i := range p.Items {
 		j.Changes = append(j.Changes, changeJSON{string(i.Action), i.Object, i.Of, i.Detail})
 	}

@@ -38,7 +38,7 @@ func setupDoctor(flags *pflag.FlagSet) func(*env) error {
 			return err
 		}
 		for i := range checks {
-			checks[i].Mend = e.here(checks[i].Mend)
+			checks[i].Mend, checks[i].Detail = e.here(checks[i].Mend), e.said(checks[i].Detail)
 		}
 		if err := printChecks(e, checks); err != nil {
 			return err

@@ -107,12 +107,14 @@ func explainPacket(e *env, b *loader.Balancer, flow maps.Tuple, ask explaining) 
 	if err != nil {
 		return err
 	}
+	x.Mend = e.said(x.Mend)
 	var opens *loader.Explanation
 	if flow.Proto == unix.IPPROTO_TCP && !p.SYN && !x.Reply && !ask.reply {
 		p.SYN = true
 		if opens, err = b.Explain(p); err != nil {
 			return err
 		}
+		opens.Mend = e.said(opens.Mend)
 		if sameEnd(x, opens) {
 			opens = nil
 		}

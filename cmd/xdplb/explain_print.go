@@ -21,7 +21,7 @@ type told struct {
 
 func (t told) print(e *env, opens *loader.Explanation) {
 	table := newTable(e.stdout)
-	row := func(step, format string, a ...any) { table.row(step, fmt.Sprintf(format, a...)) }
+	row := func(step, format string, a ...any) { table.row(step, e.said(fmt.Sprintf(format, a...))) }
 	row("packet", "%s, %s, comes in by %s", t.ports(), t.kind(), t.arrives)
 	if t.VIP != nil {
 		row("vip", "%s", t.vip())
@@ -123,7 +123,7 @@ func (t told) backend() string {
 	}
 	text := fmt.Sprintf("%s, %s, weight %d", b.AddrPort(), loader.Mode(b.Mode), b.Weight)
 	if b.Has(bpf.XdplbBackendFlagBackendDrain) || b.Weight == 0 {
-		text += fmt.Sprintf(", draining: it keeps the flows that it has (xdplb enable %s ends that)", b.AddrPort())
+		text += fmt.Sprintf(", draining: it keeps the flows that it has (to end that: xdplb enable %s)", b.AddrPort())
 	}
 	if b.Has(bpf.XdplbBackendFlagBackendUnlisted) {
 		text += ", in the mode that it had before"

@@ -53,7 +53,8 @@ func runIpvsadm(arguments []string, stdout, stderr io.Writer) int {
 	r := &ipvsadmRun{env: &env{stdout: stdout, stderr: stderr, typed: arguments}}
 	err := r.parse(arguments)
 	if words, ok := ipvsadm.Mended(r.args, err); ok {
-		err = fmt.Errorf("%w: %s", err, shell.Quote(append([]string{"xdplb", ipvsadmName}, words...)...))
+		before := arguments[:len(arguments)-len(r.args)]
+		err = fmt.Errorf("%w: %s", err, shell.Quote(slices.Concat([]string{"xdplb"}, before, words)...))
 	}
 	if err == nil {
 		c := command{name: ipvsadmName, changes: r.Action.Changes()}
@@ -65,7 +66,7 @@ func runIpvsadm(arguments []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return saidAll(exitDone, stdout, stderr)
 	}
-	fmt.Fprintln(stderr, complaint(command{name: ipvsadmName}, nil, writable(err, r.pins)))
+	fmt.Fprintln(stderr, r.said(complaint(command{name: ipvsadmName}, nil, writable(err, r.pins))))
 	if errors.As(err, new(usageError)) || errors.As(err, new(ipvsadm.UsageError)) {
 		return exitUsage
 	}

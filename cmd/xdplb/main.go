@@ -34,7 +34,7 @@ type env struct {
 
 // notice tells people something that is no failure.
 func (e *env) notice(format string, a ...any) {
-	fmt.Fprintf(e.stderr, "xdplb: "+format+"\n", a...)
+	fmt.Fprintln(e.stderr, e.said(fmt.Sprintf("xdplb: "+format, a...)))
 }
 
 // command is one line of the command table.
@@ -115,10 +115,12 @@ func run(arguments []string, stdout, stderr io.Writer) int {
 	if status := exitStatus(0); errors.As(err, &status) {
 		return saidAll(int(status), stdout, stderr)
 	}
-	fmt.Fprintln(stderr, complaint(cmd, e.args, e.mended(cmd, err)))
+	text := complaint(cmd, e.args, e.mended(cmd, err))
 	if errors.As(err, new(usageError)) {
+		fmt.Fprintln(stderr, text)
 		return exitUsage
 	}
+	fmt.Fprintln(stderr, e.said(text))
 	return exitFailed
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -35,22 +36,37 @@ func withFlag(words []string, flag, value string) (all []string) {
 // here makes commands of the library those of a shell, and of the pins that this
 // one was told of.
 func (e *env) here(commands string) string {
-	if commands == "" {
-		return ""
-	}
-	pins := slices.ContainsFunc(e.typed, func(w string) bool { return strings.HasPrefix(w, "--pins") })
 	all := strings.Split(commands, " && ")
-	for i := range all {
-		if !strings.HasPrefix(all[i], "xdplb ") {
+	for i, command := range all {
+		if !strings.HasPrefix(command, "xdplb ") {
 			continue
 		}
-		words := strings.Fields(all[i])
-		if pins {
-			words = append(words, "--pins", e.pins)
+		if !strings.Contains(command, "'") { // else it is a shell's already
+			all[i] = shell.Quote(strings.Fields(command)...)
 		}
-		all[i] = shell.Quote(words...)
+		if e.toldPins() && !strings.Contains(command, " --pins") {
+			all[i] += " " + shell.Quote("--pins", e.pins)
+		}
 	}
 	return strings.Join(all, " && ")
+}
+
+func (e *env) toldPins() bool {
+	return slices.ContainsFunc(e.typed, func(w string) bool { return w == "--pins" || strings.HasPrefix(w, "--pins=") })
+}
+
+// saidCommand is a command that a text tells people to give: up to where the text goes on.
+var saidCommand = regexp.MustCompile(`(^|: |\(|, or |; then |&& )xdplb( [^\s,;()&]+)+`)
+
+// said is a text for people whose commands are as here makes them.
+func (e *env) said(text string) string {
+	return saidCommand.ReplaceAllStringFunc(text, func(found string) string {
+		start := strings.Index(found, "xdplb ")
+		if strings.HasSuffix(found, " --help") {
+			return found
+		}
+		return found[:start] + e.here(found[start:])
+	})
 }
 
 // mended is an error that ends with the command that mends it, where one does.

@@ -198,7 +198,7 @@ func restoreBoot(e *env, etc string) error {
 		return err
 	}
 	if e.json {
-		return e.printJSON(jsonOfPlan(&loader.Plan{}, false))
+		return e.printJSON(e.jsonOfPlan(&loader.Plan{}, false))
 	}
 	_, err := fmt.Fprintf(e.stdout, "nothing to do: there is no %s\n", strings.Join(missing, ", "))
 	return err
@@ -228,7 +228,7 @@ func restoreIPVS(e *env, path string) error {
 	}
 	switch {
 	case e.json:
-		return e.printJSON(jsonOfPlan(plan, false))
+		return e.printJSON(e.jsonOfPlan(plan, false))
 	case len(lines) == 0:
 		fmt.Fprintln(e.stdout, "nothing to do")
 	default:
