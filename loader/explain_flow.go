@@ -22,6 +22,10 @@ func (w *walk) followFlow(e *entry) uint32 {
 		return 0
 	}
 	b := w.backend(e.Backend)
+	if b == nil { // freed since it was asked for
+		w.Pin.Why = "its backend is gone or down"
+		return 0
+	}
 	w.to = maps.Tuple{Src: maps.Addr(e.Far), SrcPort: e.FarPort, Dst: b.Addr(), DstPort: portOf(b, w.DstPort), Proto: w.Proto}
 	w.followed = true
 	if w.SYN && e.has(flowEnds|bpf.XdplbFlowStateFlowReset) {

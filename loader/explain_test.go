@@ -238,6 +238,12 @@ func (w *explainWorld) count(x *Explanation) {
 	if x.Choice != nil {
 		tallied = append(tallied, "by "+string(x.Choice.By))
 	}
+	if x.Backend != nil && x.Slot != nil && x.Slot.Moving && x.Choice != nil {
+		tallied = append(tallied, fmt.Sprintf("moving, %s, pinned %t", Mode(x.Backend.Mode), x.Choice.By == ByPin))
+	}
+	if x.Reason == bpf.XdplbReasonNoNextHop && x.Hop != nil && x.Backend != nil {
+		tallied = append(tallied, fmt.Sprintf("no way: resolved %t attached %t", x.Hop.Resolved, x.Hop.Interface != ""))
+	}
 	if x.Slot != nil {
 		tallied = append(tallied, fmt.Sprintf("slot moving %t looked %t", x.Slot.Moving, x.Slot.Looked))
 	}
@@ -273,6 +279,9 @@ var met = []string{
 	"mode dr", "mode tun", "mode nat", "mode fullnat", "draining", "unlisted", "the local stack", "RST", "no table", "maps compared",
 	"reason passed", "reason transmitted", "reason redirected", "reason no_backend", "reason no_next_hop",
 	"reason snat_exhausted", "reason nat_clash", "reason flow_unknown", "reason twin_lost",
+	"no way: resolved false attached true", "no way: resolved true attached false",
+	"moving, dr, pinned false", "moving, tun, pinned false", "moving, nat, pinned false", "moving, fullnat, pinned false",
+	"moving, dr, pinned true", "moving, tun, pinned true", "moving, nat, pinned true", "moving, fullnat, pinned true",
 	"by slot", "by pin", "by old", "by next", "by turn", "by load", "by affinity",
 	"slot moving true looked true", "slot moving false looked false", "slot moving false looked true",
 	"pin twins true followed true", "pin twins true followed false", "pin twins false followed true", "pin twins false followed false",
@@ -288,6 +297,16 @@ func (w *explainWorld) missing() (names []string) {
 		}
 	}
 	return names
+}
+
+// A backend may be freed between two reads of its record: the flow is dead then.
+func TestExplainWithoutItsBackend(t *testing.T) {
+	m := newExplainWorld(t, 1)
+	w := &walk{reader: reader{Maps: m.Maps, settings: &m.settings, now: m.settings.Clock}, Explanation: &Explanation{Pin: new(ExplainedPin)}}
+	e := &entry{XdplbFlow: bpf.XdplbFlow{Backend: 2000, Id: 2, Stamp: m.settings.Clock << uint64(bpf.XdplbFlowStampFlowStampShift)}}
+	if id := w.followFlow(e); id != 0 || w.Pin.Why != "its backend is gone or down" || w.err != nil {
+		t.Errorf("backend %d, %q, %v", id, w.Pin.Why, w.err)
+	}
 }
 
 // What Explain foretells is what the program then does, whatever the state: packets of clients and replies to every
