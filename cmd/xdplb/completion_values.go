@@ -67,6 +67,7 @@ func (c *completer) values(cmd command, kind string, given []string) (words []st
 		words = c.backends(given, false)
 	case "REASON":
 		words, _ = maps.ReasonNames()
+		words = append(words, "all")
 	case "FILE", "DIR":
 		c.files = true
 	}
@@ -85,9 +86,9 @@ func (c *completer) open() *loader.Balancer {
 func (c *completer) vips() (all []maps.VIP) {
 	if b := c.open(); b != nil {
 		defer b.Close()
-		views, _ := b.Views(nil, false)
-		for _, v := range views {
-			all = append(all, v.VIP)
+		services, _ := b.Maps.Services()
+		for _, s := range services {
+			all = append(all, s.VIP)
 		}
 	}
 	return all
@@ -101,19 +102,22 @@ func (c *completer) backends(given []string, ports bool) (words []string) {
 		return nil
 	}
 	defer b.Close()
-	var only *maps.VIP
-	if i := slices.IndexFunc(given, isVIP); i >= 0 {
-		v, _ := maps.ParseVIP(given[i])
-		only = &v
+	only, named := maps.VIP{}, slices.IndexFunc(given, isVIP)
+	if named >= 0 {
+		only, _ = maps.ParseVIP(given[named])
 	}
-	views, _ := b.Views(only, false)
-	for _, v := range views {
-		for _, backend := range v.Backends {
-			if ports {
-				words = append(words, backend.At.String())
-			} else {
-				words = append(words, backend.At.Addr().String())
-			}
+	services, _ := b.Maps.Services()
+	wanted := make(map[uint32]bool)
+	for _, s := range services {
+		wanted[s.Id] = named < 0 || s.VIP == only
+	}
+	for _, backend := range b.Maps.ReadBackends(func(vip uint32) bool { return wanted[vip] }) {
+		switch {
+		case !backend.Listed():
+		case ports:
+			words = append(words, backend.AddrPort().String())
+		default:
+			words = append(words, backend.Addr().String())
 		}
 	}
 	return words

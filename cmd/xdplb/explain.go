@@ -13,7 +13,7 @@ import (
 
 func explainCommands() []command {
 	return []command{
-		{name: "explain", args: "CLIENT VIP | --reason NAME", max: 2, setup: setupExplain, more: explainHelp,
+		{name: "explain", args: "CLIENT VIP | --reason REASON", max: 2, setup: setupExplain, more: explainHelp,
 			summary: "say what would become of a packet now, and why; or what a counter means"},
 	}
 }
@@ -34,7 +34,7 @@ func setupExplain(flags *pflag.FlagSet) func(*env) error {
 	flags.BoolVar(&x.syn, "syn", false, "the packet opens a connection (TCP)")
 	flags.BoolVar(&x.reply, "reply", false, "the packet is the backend's answer in this flow")
 	flags.StringVar(&x.dev, "dev", "", "it comes in by this `IFACE` (default: where the route to its sender leads)")
-	reason := flags.String("reason", "", "say what the counter `NAME` of stats means, or all")
+	reason := flags.String("reason", "", "say what the counter `REASON` of stats means, or all")
 	return func(e *env) error {
 		if flags.Changed("reason") {
 			if len(e.args) > 0 {
@@ -64,7 +64,7 @@ func setupExplain(flags *pflag.FlagSet) func(*env) error {
 // parseFlow reads CLIENT VIP.
 func parseFlow(args []string) (flow maps.Tuple, err error) {
 	if len(args) != 2 {
-		return flow, fmt.Errorf("wants CLIENT VIP, or --reason NAME; such as: xdplb explain 203.0.113.7:40000 192.0.2.10:80")
+		return flow, fmt.Errorf("wants CLIENT VIP, or --reason REASON; such as: xdplb explain 203.0.113.7:40000 192.0.2.10:80")
 	}
 	client, err := netip.ParseAddrPort(args[0])
 	if err != nil || client.Port() == 0 || client.Addr().Zone() != "" {
