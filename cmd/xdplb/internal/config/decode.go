@@ -171,6 +171,7 @@ func (d *decoder) object(n ast.Node, path string, v reflect.Value) error {
 	place := v.Addr().Interface().(interface{ place() *Place }).place()
 	*place = Place{file: d.file, path: path, line: line(n), lines: make(map[string]int), source: d.source, spots: make(map[string]spot)}
 	place.first, place.last = extent(n)
+	place.item, place.cut = d.source.flow(first(n), last(n))
 	fields := fieldsOf(v.Type())
 	var pairs []*ast.MappingValueNode
 	switch m := n.(type) {
@@ -216,7 +217,7 @@ func (d *decoder) field(pair *ast.MappingValueNode, path string, place *Place, f
 		return d.errorf(pair, join(path, name), "unknown field; known are %s", strings.Join(fields.names, ", "))
 	}
 	if first, twice := place.lines[name]; twice {
-		return d.errorf(pair, join(path, name), "there twice, first in line %d; delete one of them", first)
+		return d.errorf(pair, join(path, name), "%s", with(fmt.Sprintf("there twice, first in line %d; delete one of them", first), d.source.removeField(pair)))
 	}
 	place.lines[name] = line(pair)
 	if pair.Value == nil || pair.Value.Type() == ast.NullType {

@@ -92,6 +92,7 @@ type Place struct {
 	start       spot            // of the first field; of the brace, in flow style
 	short       bool            // one value stands for it
 	first, last int             // lines, of an item of a list in block style
+	item, cut   spot            // in flow style: the item, and with its comma
 }
 
 func (p *Place) place() *Place { return p }

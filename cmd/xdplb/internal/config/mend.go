@@ -43,14 +43,75 @@ func scalarSpot(n ast.Node) spot {
 	return spotOf(n.GetToken())
 }
 
-// extent is the lines of an item of a list in block style; 0 if it is none.
-func extent(n ast.Node) (first, last int) {
-	t := n.GetToken()
+// first is the first token of a node.
+func first(n ast.Node) *token.Token {
 	if m, ok := n.(*ast.MappingNode); ok && !m.IsFlowStyle && len(m.Values) > 0 {
-		t = m.Values[0].Key.GetToken()
-	} else if m, ok := n.(*ast.MappingValueNode); ok {
-		t = m.Key.GetToken()
+		return m.Values[0].Key.GetToken()
 	}
+	if m, ok := n.(*ast.MappingValueNode); ok {
+		return m.Key.GetToken()
+	}
+	return n.GetToken()
+}
+
+// last is the last token of a node that is in one line in most files; nil of others.
+func last(n ast.Node) *token.Token {
+	switch n := n.(type) {
+	case *ast.MappingNode:
+		return n.End
+	case *ast.SequenceNode:
+		return n.End
+	case *ast.MappingValueNode:
+		return last(n.Value)
+	case *ast.AnchorNode:
+		return last(n.Value)
+	case *ast.TagNode:
+		return last(n.Value)
+	}
+	return n.GetToken()
+}
+
+// flow finds what stands from one token to another in flow style, and what to cut so
+// that it is gone: with a comma. Both are none in block style, and of several lines.
+func (s *source) flow(from, to *token.Token) (item, cut spot) {
+	if from == nil || to == nil || from.Prev == nil {
+		return spot{}, spot{}
+	}
+	switch from.Prev.Type {
+	case token.SequenceStartType, token.MappingStartType, token.CollectEntryType:
+	default:
+		return spot{}, spot{}
+	}
+	start, end := spotOf(from), spotOf(to)
+	if item = s.between(start, end); item.raw == "" {
+		return spot{}, spot{}
+	}
+	if comma := spotOf(from.Prev); from.Prev.Type == token.CollectEntryType && comma.line == start.line {
+		return item, s.between(comma, end)
+	}
+	if to.Next != nil && to.Next.Type == token.CollectEntryType {
+		if cut = s.between(start, spotOf(to.Next)); cut.raw != "" {
+			return item, cut
+		}
+	}
+	return item, item
+}
+
+// between is a part of one line; none of several.
+func (s *source) between(first, last spot) spot {
+	if first.line != last.line || first.line < 1 || first.line > len(s.lines) {
+		return spot{}
+	}
+	line, end := []rune(s.lines[first.line-1]), last.column-1+len([]rune(last.raw))
+	if first.column < 1 || end > len(line) || end < first.column {
+		return spot{}
+	}
+	return spot{first.line, first.column, string(line[first.column-1 : end])}
+}
+
+// extent is the lines of an item of a list in block style; 0 if it is none.
+func extent(n ast.Node) (from, to int) {
+	t := first(n)
 	for t = t.Prev; t != nil && t.Type == token.CommentType; {
 		t = t.Prev
 	}
@@ -129,13 +190,30 @@ func (s *source) indent(line int) string {
 
 // remove is the command that deletes an item of a list.
 func (p *Place) remove() string {
-	switch {
-	case p.first == 0:
-		return ""
-	case p.first == p.last:
-		return p.source.sed(fmt.Sprintf("%dd", p.first))
+	if p.first == 0 {
+		return p.source.replace(p.cut, "")
 	}
-	return p.source.sed(fmt.Sprintf("%d,%dd", p.first, p.last))
+	return p.source.delete(p.first, p.last)
+}
+
+// delete is the command that deletes lines.
+func (s *source) delete(first, last int) string {
+	if first == last {
+		return s.sed(fmt.Sprintf("%dd", first))
+	}
+	return s.sed(fmt.Sprintf("%d,%dd", first, last))
+}
+
+// removeField is the command that deletes a field of an object.
+func (s *source) removeField(pair *ast.MappingValueNode) string {
+	key := pair.Key.GetToken()
+	if key.Prev != nil && (key.Prev.Type == token.MappingStartType || key.Prev.Type == token.CollectEntryType) {
+		_, cut := s.flow(key, last(pair))
+		return s.replace(cut, "")
+	}
+	end := ends{line: key.Position.Line}
+	ast.Walk(&end, pair)
+	return s.delete(key.Position.Line, end.line)
 }
 
 // add is the command that gives an object a field that it does not have.
@@ -147,6 +225,14 @@ func (p *Place) add(text string) string {
 		return ""
 	}
 	return p.source.sed(fmt.Sprintf(`%di\%s%s`, p.start.line, p.source.indent(p.start.line), text))
+}
+
+// both is one command after the other; none if either cannot be given.
+func both(first, second string) string {
+	if first == "" || second == "" {
+		return ""
+	}
+	return first + " && " + second
 }
 
 func with(text, command string) string {
@@ -209,7 +295,7 @@ func (b *Backend) mend(m *loader.Misuse) (advice, command string) {
 	case b.short:
 		return advice, b.source.replace(at, fmt.Sprintf("{address: %s, %s}", strings.Trim(address, " "), mode))
 	case b.Has("mode") && m.NoPort:
-		return advice, b.source.replace(at, address) + " && " + b.source.replace(b.spots["mode"], m.Use.String())
+		return advice, both(b.source.replace(at, address), b.source.replace(b.spots["mode"], m.Use.String()))
 	case b.Has("mode"):
 		return advice, b.source.replace(b.spots["mode"], m.Use.String())
 	case b.start.raw == "{":
@@ -236,10 +322,8 @@ func (f *File) mendLoop(m *loader.Misuse, v *VIP, b *Backend) (advice, command s
 	switch {
 	case len(items) == 0:
 		return m.Advice, b.remove()
-	case b.first == 0 && b.short:
-		return m.Advice, b.source.replace(b.spots["address"], strings.Join(items, ", "))
 	case b.first == 0:
-		return m.Advice, ""
+		return m.Advice, b.source.replace(b.item, strings.Join(items, ", "))
 	}
 	indent := b.source.lines[b.first-1]
 	indent = "\\n" + indent[:strings.Index(indent, "-")] + "- "
