@@ -168,7 +168,11 @@ func (d *doctor) snatPorts(snat *SNATView) {
 		if snat.Percent(load) < nearlyFull {
 			continue
 		}
-		d.warn("snat_ports", "xdplb snat add ADDR", "%s: %d of %d ports toward %s are taken; give FULL-NAT another address, or more ports: xdplb snat ports LO-HI",
+		mend := ""
+		if wider := d.balancer.widestSNATPorts(); wider.Size() > snat.Ports.Size() {
+			mend = setPorts + wider.String()
+		}
+		d.warn("snat_ports", mend, "%s: %d of %d ports toward %s are taken; give FULL-NAT more ports, or another address: xdplb snat add ADDR",
 			a.Addr, load.Flows, snat.Ports.Size(), load.Backend)
 	}
 	d.well("snat_ports", "%s on %d addresses: none of the host's own, and enough are free", snat.Ports, len(snat.Addresses))

@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -48,7 +49,11 @@ func (d *doctor) device(name string) {
 	}
 	attrs := l.Attrs()
 	if err := AttachTarget(l); err != nil {
-		d.fail("link", "", "%v", err)
+		mend := ""
+		if wrong := (*WrongDeviceError)(nil); errors.As(err, &wrong) && wrong.Instead != "" {
+			mend = "xdplb attach " + wrong.Instead
+		}
+		d.fail("link", mend, "%v", err)
 		return
 	}
 	if attrs.Flags&net.FlagUp == 0 {

@@ -101,6 +101,16 @@ func (u *snatUse) taken(v maps.VIP, command string, problem string, a ...any) er
 	return &Misuse{Problem: fmt.Sprintf(problem, a...), Advice: "leave its port out", Command: command + ports.String(), VIP: v, Ports: &ports}
 }
 
+// widestSNATPorts are those that neither VIPs nor the host's own connections take; of
+// size 0 if they cannot be found.
+func (b *Balancer) widestSNATPorts() PortRange {
+	u, err := b.readSNATUse()
+	if err != nil {
+		return PortRange{1, 0}
+	}
+	return u.free(defaultSNATPorts(localPorts()))
+}
+
 const setPorts = "xdplb snat ports "
 
 // check refuses addresses at which VIPs would take replies.
