@@ -37,7 +37,7 @@ SERVICE is -t HOST:PORT or -u HOST:PORT. Every command takes --pins DIR.
 
 As ipvsadm 1.31, but: -E and -e change only what they name (-p 0 ends persistence), -R is all or nothing
 (and no error if what it adds is there, the same), -S is numeric always, ActiveConn counts every connection
-that a server may still have (- where connections are not followed). --handover takes services
+that a server may still have (- where connections are not followed), --nosort sorts all the same. --handover takes services
 over from IPVS on this host, and with -C gives all back to it, without a connection lost. Schedulers: rr and wrr are rr,
 lc, wlc, sed and nq are lc, mh is maglev, sh is source. --fullnat is the fourth way of forwarding.
 `

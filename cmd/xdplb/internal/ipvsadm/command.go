@@ -66,7 +66,6 @@ type Listing struct {
 	Kind    Kind
 	Exact   bool
 	Numeric bool
-	NoSort  bool
 }
 
 // Kind is which of ipvsadm's listings it is.
@@ -249,8 +248,6 @@ func (l *Listing) take(g given) error {
 	switch {
 	case g.long == "exact":
 		l.Exact = true
-	case g.long == "nosort":
-		l.NoSort = true
 	case shows && l.Kind != Rules && l.Kind != kind:
 		return usagef("%s: not with another kind of listing; give one", g.name())
 	case shows:

@@ -29,7 +29,7 @@ func TestShortAndLongBundledAndAttachedAreOneLanguage(t *testing.T) {
 		{"-a -t 192.0.2.10:80 -r 198.51.100.11 -m -w 5", "-at 192.0.2.10:80 -r 198.51.100.11 -m -w5", "-amt 192.0.2.10:80 -r198.51.100.11 -w 5", "--add-server -t 192.0.2.10:80 --real-server 198.51.100.11 --masquerading --weight 5"},
 		{"-e -u [2001:db8::10]:53 -r [2001:db8::11]:5353 --fullnat", "-eu [2001:db8::10]:53 --fullnat -r [2001:db8::11]:5353"},
 		{"-a -t 192.0.2.10:80 -r 198.51.100.12:80 -i -w 0 --tun-type ipip", "-a -t 192.0.2.10:80 -r 198.51.100.12:80 --ipip --weight 0"},
-		{"-L -n", "-Ln", "-ln", "-nL", "--list --numeric"},
+		{"-L -n", "-Ln", "-ln", "-nL", "--list --numeric", "-Ln --sort", "-Ln --nosort"}, // which is sorted all the same
 		{"-Lnc", "-l -n -c", "--list --numeric --connection"},
 		{"-Ln --stats --exact", "-L --exact -n --stats"},
 		{"-S -n", "-Sn", "--save --numeric"},
