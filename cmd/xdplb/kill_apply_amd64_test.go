@@ -110,12 +110,7 @@ func TestKilledApply(t *testing.T) {
 	if points < 30 {
 		t.Errorf("only %d points", points)
 	}
-	if failures := crowd.dismiss(); len(failures) > 0 {
-		t.Fatal(strings.Join(failures, "\n"))
-	}
-	if crowd.on != killMembers {
-		t.Errorf("%d of %d connections are left: %v", crowd.on, killMembers, crowd)
-	}
+	allStayed(t, crowd)
 }
 
 // served: a VIP that was there before, and is to be there, serves.
@@ -163,4 +158,15 @@ func TestKilledRestore(t *testing.T) {
 		return k
 	})
 	t.Logf("restore killed at %d points", points)
+}
+
+// allStayed ends a crowd, none of whose connections may have been lost.
+func allStayed(t *testing.T, c *crowd) {
+	t.Helper()
+	if failures := c.dismiss(); len(failures) > 0 {
+		t.Fatal(strings.Join(failures, "\n"))
+	}
+	if c.on != killMembers {
+		t.Errorf("%d of %d connections are left: %v", c.on, killMembers, c)
+	}
 }

@@ -192,15 +192,21 @@ func (n *killNet) killEverywhere(c killCase) (points int) {
 		again := c
 		again.detach = false
 		n.forwards(where+", and done once more", again, members)
-		for _, m := range members {
-			m.leave()
-		}
-		n.must("vip", "del", n.subject)
-		if used := n.status().Places.Backends; used != n.places {
-			n.t.Fatalf("%s: %d places of backends are taken after all; %d were", where, used.Used, n.places.Used)
-		}
+		n.clear(where, members)
 		return k
 	})
+}
+
+// clear takes the VIP away, and demands that all is free that it had.
+func (n *killNet) clear(where string, members []*member) {
+	n.t.Helper()
+	for _, m := range members {
+		m.leave()
+	}
+	n.must("vip", "del", n.subject)
+	if used := n.status().Places.Backends; used != n.places {
+		n.t.Fatalf("%s: %d places of backends are taken after all; %d were", where, used.Used, n.places.Used)
+	}
 }
 
 // killRounds goes through all points, and returns how many there were.

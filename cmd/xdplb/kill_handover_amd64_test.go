@@ -78,13 +78,7 @@ func (n *killNet) killTakeOver(point killPoint) killed {
 	if v := n.find(n.subject); len(v.Backends) != 2 {
 		n.t.Fatalf("%s: %+v", where, v)
 	}
-	for _, m := range members {
-		m.leave()
-	}
-	n.must("vip", "del", n.subject)
-	if used := n.status().Places.Backends; used != n.places {
-		n.t.Fatalf("%s: %d places of backends are taken after all; %d were", where, used.Used, n.places.Used)
-	}
+	n.clear(where, members)
 	return k
 }
 

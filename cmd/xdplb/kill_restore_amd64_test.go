@@ -50,12 +50,7 @@ func TestKilledRestoreOver(t *testing.T) {
 			if points < 20 {
 				t.Errorf("only %d points", points)
 			}
-			if failures := crowd.dismiss(); len(failures) > 0 {
-				t.Fatal(strings.Join(failures, "\n"))
-			}
-			if crowd.on != killMembers {
-				t.Errorf("%d of %d connections are left: %v", crowd.on, killMembers, crowd)
-			}
+			allStayed(t, crowd)
 		})
 	}
 }
