@@ -187,6 +187,12 @@ ALWAYS_INLINE int claim_some(__u32 first, __u32 total)
 	return -1;
 }
 
+/* packet->hash may be its client's only. A function, for its stack: 512 bytes are all that a chain of calls has. */
+static __noinline __u32 flow_hash(const struct packet *packet, const struct settings *settings)
+{
+	return tuple_hash(settings, &packet->tuple);
+}
+
 /* A port for a FULL-NAT flow. Without a list of SNAT addresses the VIP's own address is the source. */
 ALWAYS_INLINE int claim_port(struct translation *work, const struct packet *packet, const struct vip *vip,
 			     const struct settings *settings)
@@ -204,7 +210,7 @@ ALWAYS_INLINE int claim_port(struct translation *work, const struct packet *pack
 	total = (count ?: 1) * work->span;
 	if (!settings->snat_low || !total)
 		return -1;
-	first = (__u32)tuple_hash(settings, &packet->tuple) % total; /* packet->hash may be its client's only */
+	first = flow_hash(packet, settings) % total;
 	if (!packet->opens) { /* its other half may be all that is left of it: where it tried first */
 		work->takes_own = work->own_only = 1;
 		if (!claim_run(first, total, 1))
