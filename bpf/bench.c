@@ -20,7 +20,7 @@ struct frame_template {
 	__u32 source;  /* offset of the last four bytes of the client's address */
 	__u32 vip;     /* offset of the last four bytes of the VIP's */
 	__u32 flows;   /* a power of two */
-	__u32 vips;    /* a power of two; addresses that follow each other */
+	__u32 vips;    /* addresses that follow each other */
 	__u32 next;
 	__u32 stride;  /* odd: neighbours in time are no neighbours in memory */
 	__u32 ip_sum;  /* offsets of checksums, which stand there summed up but for the source; 0: none (generate only) */
@@ -55,6 +55,12 @@ static inline __attribute__((always_inline)) __u32 number_at(const struct frame_
 	return bpf_ntohl(*(const __be32 *)&t->bytes[offset]);
 }
 
+/* A flow has one VIP, and eight flows in a row the same. */
+static inline __attribute__((always_inline)) __u32 vip_of(const struct frame_template *t, __u32 flow)
+{
+	return t->vips & (t->vips - 1) ? (flow >> 3) % t->vips : (flow >> 3) & (t->vips - 1);
+}
+
 SEC("xdp.frags")
 int drive(struct xdp_md *ctx)
 {
@@ -70,10 +76,10 @@ int drive(struct xdp_md *ctx)
 	if ((void *)(long)ctx->data + template_max > (void *)(long)ctx->data_end)
 		return XDP_ABORTED;
 	__builtin_memcpy((void *)(long)ctx->data, t->bytes, template_max);
-	i = t->next;
-	t->next = i + t->stride;
-	write_number(ctx, t->source, number_at(t, t->source) + (i & (t->flows - 1)));
-	write_number(ctx, t->vip, number_at(t, t->vip) + ((i >> 3) & (t->vips - 1)));
+	i = t->next & (t->flows - 1);
+	t->next += t->stride;
+	write_number(ctx, t->source, number_at(t, t->source) + i);
+	write_number(ctx, t->vip, number_at(t, t->vip) + vip_of(t, i));
 	bpf_tail_call(ctx, &target, 0);
 	return XDP_ABORTED;
 }

@@ -137,8 +137,8 @@ func measureSize(rep *report, runs int, e extent) (err error) {
 		}}
 	}
 	paths := []*path{over("dr4-one-vip", 1)}
-	for _, spread := range []uint32{64, 512} { // the driver counts in powers of two
-		if int(spread) < e.vips {
+	for _, spread := range []uint32{100, 1000} {
+		if int(spread) <= e.vips {
 			paths = append(paths, over(fmt.Sprintf("dr4-spread=%d", spread), spread))
 		}
 	}
