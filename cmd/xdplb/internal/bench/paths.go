@@ -87,7 +87,7 @@ func measurePaths(rep *report, runs int) (err error) {
 
 // fresh makes the path's flows come only once: every run has others, and other ones than the fresh path of another number.
 func (p *path) fresh(number int) *path {
-	p.frame.proto, p.frame.flows = unix.IPPROTO_TCP, 1<<20
+	p.frame.proto, p.frame.flows = unix.IPPROTO_TCP, leastPackets
 	p.frame.client = plus(client4, (number+1)<<26)
 	p.prepare = func() error {
 		p.frame.client = plus(p.frame.client, int(p.frame.flows))
