@@ -98,7 +98,7 @@ func (p *path) fresh(number int) *path {
 
 // measureSpread shows what it costs that VIPs and backends exist, and that the traffic is spread over them.
 func measureSpread(rep *report, runs int) error {
-	for _, size := range []extent{{1, 3, normal}, {100, 3, normal}, {1000, 3, normal}, {1, 100, normal}, {1, 1000, normal}, {1000, 10, normal}, {1000, 10, small}} {
+	for _, size := range []extent{{1, 3, normal}, {100, 3, normal}, {1, 100, normal}, {1, 1000, normal}, {1000, 10, normal}, {1000, 10, small}} {
 		if err := measureSize(rep, runs, size); err != nil {
 			return fmt.Errorf("%v: %w", size, err)
 		}
