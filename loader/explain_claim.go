@@ -41,16 +41,15 @@ func (c *claim) sameFlow(e *entry) bool {
 
 // keeps is owner_keeps: jiffies of silence after which the entry gives way.
 func (c *claim) keeps(e *entry) uint64 {
-	hz := uint64(c.settings.Hz)
 	if b := c.walk.backend(e.Backend); b == nil || b.Has(bpf.XdplbBackendFlagBackendGone) {
 		return 0
 	}
 	if e.closed() && (e.has(bpf.XdplbFlowStateFlowReset) || !e.has(bpf.XdplbFlowStateFlowBackendFirst)) {
-		return reuseSeconds * hz
+		return c.settings.Jiffies(maps.ClosedKeeps)
 	}
 	limit := c.lifetime(e, c.Proto) + c.twinLag(e, c.Proto)
 	if spoken := e.has(flowSpoken) || e.has(bpf.XdplbFlowStateFlowClosing) || e.has(bpf.XdplbFlowStateFlowFinished); c.impatient && !spoken {
-		return min(limit, patienceSeconds*hz)
+		return min(limit, c.settings.Jiffies(maps.HandshakeKeeps))
 	}
 	return limit
 }

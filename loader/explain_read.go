@@ -130,10 +130,6 @@ func (e *entry) closed() bool {
 const (
 	closedSeconds   = 10
 	timeWaitSeconds = 60
-	lagSeconds      = 4
-	lagPart         = 32
-	reuseSeconds    = 1
-	patienceSeconds = 3
 )
 
 // lifetime is flow_lifetime, of flows of NAT and FULL-NAT.
@@ -172,7 +168,7 @@ func (r *reader) pinLifetime(e *entry) uint64 {
 
 // twinLag is twin_lag: how far behind a flow's other entry may be.
 func (r *reader) twinLag(e *entry, proto uint8) uint64 {
-	return min(r.lifetime(e, proto)/lagPart, lagSeconds*uint64(r.settings.Hz))
+	return r.settings.TwinLag(r.lifetime(e, proto))
 }
 
 // twinDue is twin_is_due of bpf/nat.h.

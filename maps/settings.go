@@ -112,13 +112,23 @@ func (s *Settings) Left(f Flow, now uint64) bool {
 	return s.Live(f, now)
 }
 
-// For how long flows keep their ports from others: bpf/claim.h.
+// For how long flows keep their ports from others: bpf/claim.h. ClosedKeeps is of
+// those whose tuple no one holds in TIME_WAIT; HandshakeKeeps where no other port is free.
 const (
-	closedKeeps    = time.Second // where no one holds the tuple in TIME_WAIT
-	handshakeKeeps = 3 * time.Second
-	mostTwinLag    = 4 * time.Second // by which one of a flow's two entries may be younger than the other, and
-	twinLagPart    = 32              // this part of what the flow lives
+	ClosedKeeps    = time.Second
+	HandshakeKeeps = 3 * time.Second
 )
+
+const (
+	mostTwinLag = 4 * time.Second
+	twinLagPart = 32 // of what a flow lives
+)
+
+// TwinLag is twin_lag of bpf/claim.h: for how long, in jiffies, one of the two entries of
+// a flow that lives so many jiffies may not have heard of the other.
+func (s *Settings) TwinLag(lifetime uint64) uint64 {
+	return min(lifetime/twinLagPart, s.Jiffies(mostTwinLag))
+}
 
 // HoldsPort reports whether an entry toward the client keeps the tuple that it has
 // from other flows of NAT and FULL-NAT, if its backend still exists.
@@ -126,11 +136,11 @@ func (s *Settings) HoldsPort(f Flow, now uint64) bool {
 	keeps := s.Lifetime(f)
 	switch {
 	case f.State() == FlowClosed && (f.Reset || !f.BackendFirst):
-		keeps = s.Jiffies(closedKeeps)
+		keeps = s.Jiffies(ClosedKeeps)
 	case !f.Spoken && !f.Closing && !f.Finished:
-		keeps = min(keeps, s.Jiffies(handshakeKeeps))
+		keeps = min(keeps, s.Jiffies(HandshakeKeeps))
 	default:
-		keeps += min(keeps/twinLagPart, s.Jiffies(mostTwinLag))
+		keeps += s.TwinLag(keeps)
 	}
 	return elapsed(f.Seen, now) <= keeps
 }

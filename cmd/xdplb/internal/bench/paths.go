@@ -86,6 +86,7 @@ func measurePaths(rep *report, runs int) (err error) {
 }
 
 // fresh makes the path's flows come only once: every run has others, and other ones than the fresh path of another number.
+// Its name tells how many there are besides.
 func (p *path) fresh(number int) *path {
 	p.frame.proto, p.frame.flows = unix.IPPROTO_TCP, leastPackets
 	p.frame.client = plus(client4, (number+1)<<26)
